@@ -1,0 +1,44 @@
+// What every call of a stage needs around it: torch's thread-local modes, and no exception beyond it.
+#pragma once
+
+#include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
+
+#include <exception>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "common/result.h"
+
+namespace minicpmo {
+
+// Inference mode and thread count are per thread in torch, and a streaming thread starts with neither.
+class StageScope {
+ public:
+  StageScope();
+
+ private:
+  c10::InferenceMode inference_;
+};
+
+// Runs `body` (which returns a Result) inside a StageScope; an exception becomes an Error that names `what`.
+template <class Body>
+auto run_stage(const char* what, Body&& body) noexcept -> decltype(body()) {
+  try {
+    StageScope scope;
+    return std::forward<Body>(body)();
+  } catch (const c10::OutOfMemoryError& e) {
+    return Error{ErrorCode::kNoSpace, std::string(what) + ": out of memory", e.what_without_backtrace()};
+  } catch (const c10::Error& e) {
+    return Error{ErrorCode::kFailed, std::string(what) + " failed", e.what_without_backtrace()};
+  } catch (const std::bad_alloc&) {
+    return Error{ErrorCode::kNoSpace, std::string(what) + ": out of memory", "std::bad_alloc"};
+  } catch (const std::exception& e) {
+    return Error{ErrorCode::kFailed, std::string(what) + " failed", e.what()};
+  } catch (...) {
+    return Error{ErrorCode::kFailed, std::string(what) + " failed", "unknown exception"};
+  }
+}
+
+}  // namespace minicpmo
