@@ -1,0 +1,55 @@
+// GstMiniCpmoElement: the abstract base of the four model elements. It owns what they share: the properties model,
+// device, precision and async-load, the engine found through GstContext, loading on a thread of its own with
+// PROGRESS messages, flushing and cancelling, and errors that become one message on the bus.
+//
+// Why not GstAudioEncoder and GstAudioDecoder: an encoder base class parks GAP and custom events until the next
+// frame, and both tie caps, latency and draining to audio on one side. Our seams carry tensors and text, and the
+// order of turn events and data must hold.
+#pragma once
+
+#include <gst/gst.h>
+
+#include <memory>
+
+#include "common/stage.h"
+
+G_BEGIN_DECLS
+
+#define GST_TYPE_MINICPMO_ELEMENT (gst_minicpmo_element_get_type())
+G_DECLARE_DERIVABLE_TYPE(GstMiniCpmoElement, gst_minicpmo_element, GST, MINICPMO_ELEMENT, GstElement)
+
+struct _GstMiniCpmoElementClass {
+  GstElementClass parent_class;
+
+  // Set by the subclass's class_init: which weights to load.
+  minicpmo::Stage stage;
+
+  // Makes the session. Called on the loader thread, without locks, after Engine::load of the stage.
+  minicpmo::Result<void> (*open_session)(GstMiniCpmoElement* self,
+                                         const std::shared_ptr<minicpmo::Engine>& engine);
+  // Drops the session. Called in READY to NULL, when no streaming thread runs. May be called without open_session.
+  void (*close_session)(GstMiniCpmoElement* self);
+};
+
+G_END_DECLS
+
+// What a streaming thread calls before it uses the session: waits for the loader. GST_FLOW_FLUSHING when the
+// element is flushed or shut down meanwhile, GST_FLOW_ERROR when loading failed (the error is on the bus already).
+GstFlowReturn gst_minicpmo_element_wait_ready(GstMiniCpmoElement* self);
+
+// Valid after wait_ready returned GST_FLOW_OK, until READY to NULL.
+const std::shared_ptr<minicpmo::Engine>& gst_minicpmo_element_engine(GstMiniCpmoElement* self);
+
+// Set while the element is flushing or shutting down; handed to every stage call.
+const minicpmo::CancelFlag& gst_minicpmo_element_cancel_flag(GstMiniCpmoElement* self);
+
+// FLUSH_START / FLUSH_STOP and PAUSED to READY: sets or clears the cancel flag and wakes wait_ready.
+// The base does it for state changes (set before the parent's change_state deactivates pads, cleared in READY to
+// PAUSED); the subclass calls it in its event function.
+void gst_minicpmo_element_set_flushing(GstMiniCpmoElement* self, gboolean flushing);
+
+// Posts `error` once (kCancelled: never) with the right GStreamer domain and code, and returns the flow return that
+// goes with it: GST_FLOW_FLUSHING for kCancelled, GST_FLOW_ERROR otherwise.
+GstFlowReturn gst_minicpmo_element_post_error(GstMiniCpmoElement* self, const minicpmo::Error& error);
+// The same as a warning message.
+void gst_minicpmo_element_post_warning(GstMiniCpmoElement* self, const minicpmo::Error& error);
