@@ -112,6 +112,9 @@ class LanguageModel {
   // Takes effect with the next answer (sampling) or session (system prompt, context length).
   virtual void set_options(const LanguageModelOptions& options) = 0;
   virtual int64_t context_used() const = 0;
+  // Sessions begun so far. It grows by itself when the context has no room for the next turn (context_length), and
+  // the model then knows nothing of what was said before.
+  virtual int64_t sessions() const { return 1; }
 };
 
 // One call of the speech model: at most 25 code rows.

@@ -1,0 +1,139 @@
+// The language model stage: Qwen2 over the dialogue of conversation.h, sampled in bursts of three
+// tokens (MiniCPM-o 2.6, modeling_minicpmo.py: streaming_prefill, streaming_generate).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "common/stage.h"
+#include "engine/checkpoint.h"
+#include "engine/config.h"
+#include "engine/sampling.h"
+#include "engine/tokenizer.h"
+#include "engine/transformer.h"
+#include "llm/conversation.h"
+
+namespace minicpmo {
+
+// Immutable once loaded; shared by all sessions.
+struct LanguageModelWeights {
+  ModelConfig config;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<const Prompts> prompts;
+  at::ScalarType type = at::kFloat;
+  at::Tensor embed_tokens;  // (vocab, hidden)
+  Transformer transformer;
+  at::Tensor lm_head;  // (vocab, hidden)
+};
+
+// Reads llm.* of the checkpoint. kCorrupt if a tensor or one of the dialogue's tokens is missing or
+// does not fit.
+Result<std::shared_ptr<const LanguageModelWeights>> load_language_model(
+    const Checkpoint& checkpoint, const ModelConfig& config,
+    std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType type, const Progress& progress,
+    const CancelFlag& cancel);
+
+// Reads the system prompt at once, so that the first turn need not. That takes a while: not for a
+// streaming thread.
+std::unique_ptr<LanguageModel> new_language_model(
+    std::shared_ptr<const LanguageModelWeights> weights, const LanguageModelOptions& options);
+
+// Rows of the language model per full second of audio, from the encoder's two strides and the
+// pooling.
+int64_t rows_per_chunk(const AudioConfig& audio);
+
+// LanguageModelOptions with the defaults of the checkpoint filled in.
+struct SamplingSettings {
+  double temperature, top_p, repetition_penalty;
+  int64_t top_k;
+};
+SamplingSettings resolve_sampling(const LanguageModelOptions& options,
+                                  const GenerationDefaults& defaults);
+
+// One token from logits (changed on the way): repetition penalty over `penalised`, temperature,
+// top-k, top-p, softmax, draw; temperature 0 takes the best after the penalty.
+int32_t choose_token(std::span<float> logits, std::span<const int32_t> penalised,
+                     const SamplingSettings& settings, Philox* random);
+
+class LanguageSession final : public LanguageModel {
+ public:
+  // Sees the raw logits (vocab) of each token and the id chosen; returns the id to go on with (for
+  // tests that force a reference's tokens).
+  using TokenHook = std::function<int32_t(std::span<const float> logits, int32_t id)>;
+
+  LanguageSession(std::shared_ptr<const LanguageModelWeights> weights,
+                  const LanguageModelOptions& options);
+
+  // Reads the system prompt now, if it is due.
+  Result<void> prime(const CancelFlag& cancel);
+
+  Result<void> prefill_audio(const Tensor& embeddings, const CancelFlag& cancel) override;
+  Result<void> prefill_text(std::string_view text, const CancelFlag& cancel) override;
+  bool turn_open() const override { return conversation_.turn_open(); }
+  Result<void> start_answer(const CancelFlag& cancel) override;
+  Result<Burst> next_burst(const CancelFlag& cancel) override;
+  void interrupt(int64_t heard_bytes) override;
+  void reset() override;
+  void set_options(const LanguageModelOptions& options) override { options_ = options; }
+  int64_t context_used() const override { return conversation_.length(); }
+  int64_t sessions() const override { return sessions_; }
+
+  const Conversation& conversation() const { return conversation_; }
+  void set_token_hook(TokenHook hook) { hook_ = std::move(hook); }
+
+ private:
+  struct Piece {  // accepted by the conversation, not yet read by the model
+    Feed feed;
+    at::Tensor audio;  // (rows, hidden) or undefined
+  };
+  struct Answer {
+    SamplingSettings sampling;
+    Philox random;
+    at::Tensor first_logits;  // (1, vocab), of the answer prompt; undefined after the first burst
+    at::Tensor speaker;       // float32 (1, hidden); undefined after the first burst
+  };
+  // One pass over burst tokens: what was sampled, before any of it is kept.
+  struct Draft {
+    std::vector<int32_t> ids;
+    FinishReason finish = FinishReason::kNone;
+    Philox random;
+  };
+
+  int64_t capacity_wanted() const;
+  bool options_due() const;
+  void begin_session();
+  void adopt_options();
+  Result<void> ensure_cache();
+  bool fits(const Conversation& conversation, const Feed& feed, int64_t answer_rows) const;
+  Result<void> prefill(const std::function<Feed(const Conversation&)>& make_feed,
+                       const at::Tensor& audio, bool may_wait, const CancelFlag& cancel);
+  Result<at::Tensor> check_embeddings(const Tensor& embeddings) const;
+  at::Tensor embed(std::span<const int32_t> ids) const;
+  at::Tensor embed(const Piece& piece) const;
+  Result<at::Tensor> read(const std::vector<Piece>& pieces, int64_t keep, const CancelFlag& cancel);
+  at::Tensor logits_of(const at::Tensor& hidden) const;
+  Result<Draft> draft_burst(const CancelFlag& cancel);
+  Result<int32_t> pick(const at::Tensor& logits, const std::vector<int32_t>& penalised,
+                       Philox* random) const;
+
+  std::shared_ptr<const LanguageModelWeights> weights_;
+  LanguageModelOptions options_;          // what was asked for
+  LanguageModelOptions session_options_;  // what this session runs with
+  Conversation conversation_;
+  std::optional<KvCache> cache_;  // rows [0, length) are conversation_.fed() without the queue
+  std::vector<Piece> queue_;      // read together with what comes next
+  int64_t queued_rows_ = 0;
+  std::optional<Answer> answer_;
+  uint64_t answers_ = 0;
+  int64_t sessions_ = 0;
+  TokenHook hook_;
+};
+
+}  // namespace minicpmo
