@@ -1,4 +1,5 @@
-// A checkpoint directory in the published layout: one or several safetensors files behind one set of names.
+// A checkpoint directory in the published layout: one or several safetensors files behind one set
+// of names.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,8 +16,9 @@ namespace minicpmo {
 
 class Checkpoint {
  public:
-  // Opens model.safetensors.index.json and its shards, or model.safetensors. Shards that are named by a path
-  // leading out of the directory are refused. Reads headers only.
+  // Opens model.safetensors.index.json and its shards, or model.safetensors. Shards that are named
+  // by a path leading out of the directory are refused, and so is an index that does not agree with
+  // its shards. Reads headers only.
   static Result<std::shared_ptr<Checkpoint>> open(const std::string& directory);
   // A single file with the same interface (assets/Vocos.safetensors).
   static Result<std::shared_ptr<Checkpoint>> open_file(const std::string& path);
@@ -24,13 +26,15 @@ class Checkpoint {
   bool has(const std::string& name) const { return where_.count(name) != 0; }
   // The tensor's shape; kCorrupt naming file and tensor if it is missing.
   Result<std::vector<int64_t>> shape(const std::string& name) const;
-  // Number of consecutive n = 0, 1, ... for which prefix + n + suffix exists: layers are counted, not configured.
+  // Number of consecutive n = 0, 1, ... for which prefix + n + suffix exists: layers are counted,
+  // not configured.
   int64_t count(const std::string& prefix, const std::string& suffix) const;
-  // Loads a floating-point tensor converted to `type`; kCorrupt if it is missing, not floating-point, or of another
-  // shape. In `shape`, -1 accepts any size.
+  // Loads a floating-point tensor converted to `type`; kCorrupt if it is missing, not
+  // floating-point, of another shape, or holds NaN or infinity. In `shape`, -1 accepts any size.
   Result<at::Tensor> load(const std::string& name, const std::vector<int64_t>& shape,
                           at::ScalarType type) const;
   std::vector<std::string> names() const;
+  int64_t byte_size() const;  // of all tensors, as stored
   const std::string& location() const { return location_; }
 
  private:

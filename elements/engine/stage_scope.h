@@ -1,4 +1,5 @@
-// What every call of a stage needs around it: torch's thread-local modes, and no exception beyond it.
+// What every call of a stage needs around it: torch's thread-local modes, and no exception beyond
+// it.
 #pragma once
 
 #include <c10/core/InferenceMode.h>
@@ -13,7 +14,13 @@
 
 namespace minicpmo {
 
-// Inference mode and thread count are per thread in torch, and a streaming thread starts with neither.
+// Number of threads of one torch operation, for stages run from now on in this process (the engine
+// sets it by the size of the model; 1 until then). Has no effect if OMP_NUM_THREADS or
+// MKL_NUM_THREADS is in the environment.
+void set_stage_threads(int threads);
+
+// Inference mode and thread count are per thread in torch, and a streaming thread starts with
+// neither.
 class StageScope {
  public:
   StageScope();
@@ -22,14 +29,16 @@ class StageScope {
   c10::InferenceMode inference_;
 };
 
-// Runs `body` (which returns a Result) inside a StageScope; an exception becomes an Error that names `what`.
+// Runs `body` (which returns a Result) inside a StageScope; an exception becomes an Error that
+// names `what`.
 template <class Body>
 auto run_stage(const char* what, Body&& body) noexcept -> decltype(body()) {
   try {
     StageScope scope;
     return std::forward<Body>(body)();
   } catch (const c10::OutOfMemoryError& e) {
-    return Error{ErrorCode::kNoSpace, std::string(what) + ": out of memory", e.what_without_backtrace()};
+    return Error{ErrorCode::kNoSpace, std::string(what) + ": out of memory",
+                 e.what_without_backtrace()};
   } catch (const c10::Error& e) {
     return Error{ErrorCode::kFailed, std::string(what) + " failed", e.what_without_backtrace()};
   } catch (const std::bad_alloc&) {

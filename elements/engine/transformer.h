@@ -1,5 +1,6 @@
 // The decoder-only transformer that the language model (Qwen2) and the speech model (Llama) share:
-// RMSNorm, rotary attention with grouped key/value heads over a static KV cache, SiLU MLP. model-spec 3, 4.1.
+// RMSNorm, rotary attention with grouped key/value heads over a static KV cache, SiLU MLP.
+// model-spec 3, 4.1.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,11 +16,13 @@
 
 namespace minicpmo {
 
-// Keys and values of every layer, preallocated: (kv_heads, capacity, head_dim) each. Rows [0, length) are in use.
+// Keys and values of every layer, preallocated: (kv_heads, capacity, head_dim) each. Rows [0,
+// length) are in use.
 class KvCache {
  public:
   // Rows beyond `zero_rows` are uninitialised until written.
-  KvCache(const DecoderConfig& config, int64_t capacity, at::ScalarType type, int64_t zero_rows = 0);
+  KvCache(const DecoderConfig& config, int64_t capacity, at::ScalarType type,
+          int64_t zero_rows = 0);
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
   // Drops rows from the end, or (for the speech model's zero rows) declares rows in use.
@@ -39,10 +42,10 @@ class Transformer {
   static Result<Transformer> load(const Checkpoint& checkpoint, const std::string& prefix,
                                   const DecoderConfig& config, at::ScalarType type);
 
-  // Runs x (rows, hidden) at positions [begin, begin + rows): writes those rows of the cache, and attends to rows
-  // [0, begin + rows). Causal unless `mask` is given: additive, (1 or rows, begin + rows), broadcast over heads.
-  // Returns the states after the final norm, (rows, hidden). Does not change cache.length().
-  // Throws c10::Error.
+  // Runs x (rows, hidden) at positions [begin, begin + rows): writes those rows of the cache, and
+  // attends to rows [0, begin + rows). Causal unless `mask` is given: additive, (1 or rows, begin +
+  // rows), broadcast over heads. Returns the states after the final norm, (rows, hidden). Does not
+  // change cache.length(). Throws c10::Error.
   at::Tensor forward(const at::Tensor& x, int64_t begin, KvCache& cache,
                      const std::optional<at::Tensor>& mask = std::nullopt) const;
 
@@ -53,11 +56,17 @@ class Transformer {
   struct Layer {
     at::Tensor input_norm, qkv_weight, qkv_bias, o_weight, post_norm, gate_up_weight, down_weight;
   };
+  at::Tensor run_layer(int64_t index, const at::Tensor& x, int64_t begin, const at::Tensor& cos,
+                       const at::Tensor& sin, KvCache& cache,
+                       const std::optional<at::Tensor>& mask) const;
+  at::Tensor attend_blocks(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values,
+                           int64_t begin, const std::optional<at::Tensor>& mask) const;
+
   DecoderConfig config_;
   at::ScalarType type_ = at::kFloat;
   std::vector<Layer> layers_;
   at::Tensor norm_;
-  at::Tensor rope_cos_, rope_sin_;  // (max_positions, head_dim), float32
+  at::Tensor rope_cos_, rope_sin_;  // (max_positions, head_dim / 2), float32
 };
 
 }  // namespace minicpmo

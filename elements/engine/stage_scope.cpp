@@ -1,0 +1,34 @@
+#include "engine/stage_scope.h"
+
+#include <ATen/Parallel.h>
+
+#include <atomic>
+#include <cstdlib>
+
+namespace minicpmo {
+namespace {
+
+std::atomic<int> g_threads{1};
+
+// Whoever sets these knows the machine better than we do.
+bool threads_set_by_user() {
+  static const bool set = std::getenv("OMP_NUM_THREADS") || std::getenv("MKL_NUM_THREADS");
+  return set;
+}
+
+}  // namespace
+
+void set_stage_threads(int threads) {
+  g_threads.store(threads > 0 ? threads : 1, std::memory_order_relaxed);
+}
+
+StageScope::StageScope() {
+  if (threads_set_by_user()) return;
+  thread_local int applied = 0;
+  const int threads = g_threads.load(std::memory_order_relaxed);
+  if (applied == threads) return;
+  at::set_num_threads(threads);
+  applied = threads;
+}
+
+}  // namespace minicpmo

@@ -1,0 +1,204 @@
+#include "engine/transformer.h"
+
+#define AT_PER_OPERATOR_HEADERS  // TensorOperators.h would include every operator of torch
+                                 // otherwise
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/cos.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mean.h>
+#include <ATen/ops/outer.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/sin.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+#include <limits>
+
+namespace minicpmo {
+namespace {
+
+// Rows of queries per block of attention: bounds the memory for scores of a long text.
+constexpr int64_t kBlock = 256;
+
+// x / sqrt(mean(x^2) + eps) in float32, rounded, then times the weight (Zhang, Sennrich 2019; as
+// LlamaRMSNorm).
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor scale = at::mean(wide * wide, -1, true).add_(eps).rsqrt_();
+  return (wide * scale).to(x.scalar_type()).mul_(weight);
+}
+
+// Rotary position embedding, half-split (Su et al. 2021, as in GPT-NeoX): x is (rows, heads,
+// head_dim), float32 inside.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  const at::Tensor wide = x.to(at::kFloat);
+  const int64_t half = x.size(-1) / 2;
+  const at::Tensor a = wide.narrow(-1, 0, half), b = wide.narrow(-1, half, half);
+  return at::cat({a * cos - b * sin, b * cos + a * sin}, -1).to(x.scalar_type());
+}
+
+// Row i of a block that starts at position `begin` sees keys [0, begin + i].
+at::Tensor causal_mask(int64_t begin, int64_t rows, at::ScalarType type) {
+  const float hidden = -std::numeric_limits<float>::infinity();
+  return at::full({rows, begin + rows}, hidden, at::TensorOptions(type)).triu_(begin + 1);
+}
+
+// q: (rows, heads, d); keys, values: (kv_heads, n, d). Query heads of a group lie side by side, so
+// that a group is one matrix and no key is copied. Returns (rows, heads * d).
+at::Tensor attend(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values,
+                  const std::optional<at::Tensor>& mask) {
+  const int64_t rows = q.size(0), heads = q.size(1), d = q.size(2);
+  const int64_t kv_heads = keys.size(0), group = heads / kv_heads, n = keys.size(1);
+  const at::Tensor scaled = q * (1.0 / std::sqrt(static_cast<double>(d)));
+  const at::Tensor grouped = scaled.transpose(0, 1).reshape({kv_heads, group * rows, d});
+  at::Tensor scores = at::bmm(grouped, keys.transpose(1, 2));
+  if (mask) scores.view({kv_heads, group, rows, n}).add_(*mask);
+  const at::Tensor weights = at::softmax(scores, -1);
+  const at::Tensor out = at::bmm(weights, values);
+  return out.view({heads, rows, d}).transpose(0, 1).reshape({rows, heads * d});
+}
+
+}  // namespace
+
+KvCache::KvCache(const DecoderConfig& config, int64_t capacity, at::ScalarType type,
+                 int64_t zero_rows)
+    : capacity_(capacity) {
+  TORCH_CHECK(capacity > 0 && zero_rows >= 0 && zero_rows <= capacity, "KvCache: bad capacity ",
+              capacity, " or zero rows ", zero_rows);
+  const int64_t head_dim = config.hidden_size / config.heads;
+  for (int64_t i = 0; i < config.layers; ++i) {
+    for (auto* side : {&keys_, &values_}) {
+      side->push_back(at::empty({config.kv_heads, capacity, head_dim}, type));
+      side->back().narrow(1, 0, zero_rows).zero_();
+    }
+  }
+}
+
+void KvCache::set_length(int64_t length) {
+  TORCH_CHECK(length >= 0 && length <= capacity_, "KvCache: length ", length, " does not fit into ",
+              capacity_);
+  length_ = length;
+}
+
+Result<Transformer> Transformer::load(const Checkpoint& checkpoint, const std::string& prefix,
+                                      const DecoderConfig& config, at::ScalarType type) {
+  const int64_t width = config.hidden_size, ffn = config.intermediate_size;
+  const int64_t kv_width = width / config.heads * config.kv_heads;
+  const int64_t layers = checkpoint.count(prefix + "layers.", ".input_layernorm.weight");
+  if (layers != config.layers) {
+    return Error{ErrorCode::kCorrupt, checkpoint.location() + ": " + prefix + "layers holds " +
+                                          std::to_string(layers) + " layers, config.json says " +
+                                          std::to_string(config.layers)};
+  }
+  Transformer model;
+  model.config_ = config;
+  model.type_ = type;
+  for (int64_t i = 0; i < layers; ++i) {
+    const std::string base = prefix + "layers." + std::to_string(i) + ".";
+    const auto load = [&](const std::string& name, const std::vector<int64_t>& shape) {
+      return checkpoint.load(base + name, shape, type);
+    };
+    Layer layer;
+    ASSIGN_OR_RETURN(layer.input_norm, load("input_layernorm.weight", {width}));
+    ASSIGN_OR_RETURN(const auto q, load("self_attn.q_proj.weight", {width, width}));
+    ASSIGN_OR_RETURN(const auto k, load("self_attn.k_proj.weight", {kv_width, width}));
+    ASSIGN_OR_RETURN(const auto v, load("self_attn.v_proj.weight", {kv_width, width}));
+    layer.qkv_weight = at::cat({q, k, v});
+    if (config.qkv_bias) {
+      ASSIGN_OR_RETURN(const auto q_bias, load("self_attn.q_proj.bias", {width}));
+      ASSIGN_OR_RETURN(const auto k_bias, load("self_attn.k_proj.bias", {kv_width}));
+      ASSIGN_OR_RETURN(const auto v_bias, load("self_attn.v_proj.bias", {kv_width}));
+      layer.qkv_bias = at::cat({q_bias, k_bias, v_bias});
+    }
+    ASSIGN_OR_RETURN(layer.o_weight, load("self_attn.o_proj.weight", {width, width}));
+    ASSIGN_OR_RETURN(layer.post_norm, load("post_attention_layernorm.weight", {width}));
+    ASSIGN_OR_RETURN(const auto gate, load("mlp.gate_proj.weight", {ffn, width}));
+    ASSIGN_OR_RETURN(const auto up, load("mlp.up_proj.weight", {ffn, width}));
+    layer.gate_up_weight = at::cat({gate, up});
+    ASSIGN_OR_RETURN(layer.down_weight, load("mlp.down_proj.weight", {width, ffn}));
+    model.layers_.push_back(std::move(layer));
+  }
+  ASSIGN_OR_RETURN(model.norm_, checkpoint.load(prefix + "norm.weight", {width}, type));
+  const int64_t head_dim = width / config.heads;
+  const at::Tensor exponents =
+      at::arange(0, head_dim, 2, at::kFloat) / static_cast<double>(head_dim);
+  const at::Tensor frequencies = at::pow(config.rope_theta, exponents).reciprocal_();
+  const at::Tensor angles = at::outer(at::arange(config.max_positions, at::kFloat), frequencies);
+  model.rope_cos_ = angles.cos();
+  model.rope_sin_ = angles.sin();
+  return model;
+}
+
+at::Tensor Transformer::forward(const at::Tensor& x, int64_t begin, KvCache& cache,
+                                const std::optional<at::Tensor>& mask) const {
+  const int64_t rows = x.size(0), end = begin + rows;
+  TORCH_CHECK(begin >= 0 && end <= cache.capacity(), "positions ", begin, "..", end,
+              " do not fit into a cache of ", cache.capacity());
+  TORCH_CHECK(end <= config_.max_positions, "positions ", begin, "..", end, " exceed the model's ",
+              config_.max_positions);
+  const at::Tensor cos = rope_cos_.narrow(0, begin, rows).unsqueeze(1);
+  const at::Tensor sin = rope_sin_.narrow(0, begin, rows).unsqueeze(1);
+  at::Tensor h = x.to(type_);
+  for (int64_t i = 0; i < config_.layers; ++i) h = run_layer(i, h, begin, cos, sin, cache, mask);
+  return rms_norm(h, norm_, config_.rms_norm_eps);
+}
+
+at::Tensor Transformer::run_layer(int64_t index, const at::Tensor& x, int64_t begin,
+                                  const at::Tensor& cos, const at::Tensor& sin, KvCache& cache,
+                                  const std::optional<at::Tensor>& mask) const {
+  const Layer& layer = layers_[index];
+  const int64_t rows = x.size(0), end = begin + rows;
+  const int64_t heads = config_.heads, kv_heads = config_.kv_heads;
+  const int64_t head_dim = config_.hidden_size / heads;
+  const std::optional<at::Tensor> bias =
+      layer.qkv_bias.defined() ? std::optional(layer.qkv_bias) : std::nullopt;
+  const at::Tensor qkv =
+      at::linear(rms_norm(x, layer.input_norm, config_.rms_norm_eps), layer.qkv_weight, bias)
+          .view({rows, heads + 2 * kv_heads, head_dim});
+  const at::Tensor qk = rotate(qkv.narrow(1, 0, heads + kv_heads), cos, sin);
+  cache.keys(index).narrow(1, begin, rows).copy_(qk.narrow(1, heads, kv_heads).transpose(0, 1));
+  cache.values(index)
+      .narrow(1, begin, rows)
+      .copy_(qkv.narrow(1, heads + kv_heads, kv_heads).transpose(0, 1));
+  const at::Tensor attended =
+      attend_blocks(qk.narrow(1, 0, heads), cache.keys(index).narrow(1, 0, end),
+                    cache.values(index).narrow(1, 0, end), begin, mask);
+  at::Tensor h = x + at::linear(attended, layer.o_weight);
+  const at::Tensor gate_up =
+      at::linear(rms_norm(h, layer.post_norm, config_.rms_norm_eps), layer.gate_up_weight);
+  const int64_t ffn = config_.intermediate_size;
+  at::Tensor inner = at::silu(gate_up.narrow(-1, 0, ffn)).mul_(gate_up.narrow(-1, ffn, ffn));
+  return h.add_(at::linear(inner, layer.down_weight));
+}
+
+at::Tensor Transformer::attend_blocks(const at::Tensor& q, const at::Tensor& keys,
+                                      const at::Tensor& values, int64_t begin,
+                                      const std::optional<at::Tensor>& mask) const {
+  const int64_t rows = q.size(0);
+  if (mask && rows <= kBlock) return attend(q, keys, values, mask->to(type_));
+  if (rows == 1) return attend(q, keys, values, std::nullopt);
+  std::vector<at::Tensor> blocks;
+  for (int64_t at = 0; at < rows; at += kBlock) {
+    const int64_t n = std::min(kBlock, rows - at);
+    const at::Tensor part = q.narrow(0, at, n);
+    if (mask) {
+      const at::Tensor block = mask->size(0) == 1 ? *mask : mask->narrow(0, at, n);
+      blocks.push_back(attend(part, keys, values, block.to(type_)));
+    } else {  // later keys are hidden from the whole block: leave them out
+      const int64_t seen = begin + at + n;
+      blocks.push_back(attend(part, keys.narrow(1, 0, seen), values.narrow(1, 0, seen),
+                              causal_mask(begin + at, n, type_)));
+    }
+  }
+  return blocks.size() == 1 ? blocks[0] : at::cat(blocks);
+}
+
+}  // namespace minicpmo
