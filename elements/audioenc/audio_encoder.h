@@ -1,0 +1,105 @@
+// Speech to embeddings for the language model: log-mel, Whisper's encoder with a KV cache,
+// projector, pooling.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "audioenc/log_mel.h"
+#include "common/result.h"
+#include "common/stage.h"
+#include "engine/checkpoint.h"
+#include "engine/config.h"
+#include "engine/conv1d.h"
+
+namespace minicpmo {
+
+// Keys and values of the encoder's layers, preallocated for every position: (heads, max_positions,
+// head size).
+struct AudioCache {
+  std::vector<at::Tensor> keys, values;
+  int64_t length = 0;  // frames in use
+};
+
+// The weights ("apm.", "audio_projection_layer."). Immutable once loaded, shared by all sessions.
+//
+// Streaming as MiniCPM-o 2.6 does it (modeling_minicpmo.py, get_audio_embedding_streaming): each
+// chunk passes the mel and both convolutions alone, its frames take the positions after the cached
+// ones and attend, in both directions, to each other and to all cached frames.
+class AudioEncoderModel {
+ public:
+  static Result<std::shared_ptr<const AudioEncoderModel>> load(const Checkpoint& checkpoint,
+                                                               const ModelConfig& config,
+                                                               at::ScalarType type,
+                                                               const Progress& progress,
+                                                               const CancelFlag& cancel);
+
+  // Frames at 50 Hz after the second convolution, which are the positions of the encoder.
+  static int64_t positions(int64_t samples) { return (LogMel::frames(samples) + 1) / 2; }
+  int64_t rows(int64_t samples) const { return positions(samples) / config_.pool_step; }
+  int64_t max_samples() const { return max_samples_; }  // longest chunk: 30 s, or all positions
+
+  // The steps, for tests and the session. All throw c10::Error; all results have the type of the
+  // weights.
+  at::Tensor mel(std::span<const float> pcm) const {
+    return log_mel_(pcm);
+  }  // float32 (frames, mel_bins)
+  // Encodes a chunk's mel: appends to the cache, or starts it anew if positions would reach
+  // max_positions. Returns (positions, hidden) after the final norm; an undefined tensor if
+  // cancelled (the cache is unchanged).
+  at::Tensor encode(const at::Tensor& mel, AudioCache& cache, const CancelFlag& cancel) const;
+  // (positions, hidden) -> (positions / pool_step, hidden of the language model).
+  at::Tensor project(const at::Tensor& states) const;
+
+  const AudioConfig& config() const { return config_; }
+  at::ScalarType type() const { return type_; }
+
+ private:
+  struct Norm {
+    at::Tensor weight, bias;
+    at::Tensor operator()(const at::Tensor& x) const;
+  };
+  struct Linear {
+    at::Tensor weight, bias;
+    at::Tensor operator()(const at::Tensor& x) const;
+  };
+  struct Layer {
+    Norm attention_norm, mlp_norm;
+    Linear qkv, out, fc1, fc2;
+  };
+  struct Loader;
+
+  explicit AudioEncoderModel(const AudioConfig& config, at::ScalarType type);
+  Result<void> load_front(const Loader& loader, int64_t language_size);
+  at::Tensor attention(const Layer& layer, const at::Tensor& x, at::Tensor keys, at::Tensor values,
+                       int64_t begin) const;
+  void prepare(AudioCache& cache, int64_t positions) const;
+
+  AudioConfig config_;
+  at::ScalarType type_;
+  int64_t max_samples_;
+  LogMel log_mel_;
+  Conv1d conv1_, conv2_;
+  at::Tensor embed_positions_;  // (max_positions, hidden)
+  std::vector<Layer> layers_;
+  Norm norm_;
+  Linear projector1_, projector2_;
+};
+
+// Errors: kCorrupt naming the tensor, kCancelled, kNoSpace. progress may be empty.
+Result<std::shared_ptr<const AudioEncoderModel>> load_audio_encoder(const Checkpoint& checkpoint,
+                                                                    const ModelConfig& config,
+                                                                    at::ScalarType type,
+                                                                    const Progress& progress,
+                                                                    const CancelFlag& cancel);
+
+// A session. Takes chunks of any length up to model->max_samples(), not only of one second: a
+// reference voice is one long chunk. The memory of the KV cache is taken at the first step.
+std::unique_ptr<AudioEncoder> new_audio_encoder(std::shared_ptr<const AudioEncoderModel> model);
+
+}  // namespace minicpmo
