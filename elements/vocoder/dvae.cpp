@@ -1,0 +1,117 @@
+#include "vocoder/dvae.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/stack.h>
+
+#include <cmath>
+#include <utility>
+
+namespace minicpmo {
+namespace {
+
+constexpr int64_t kLevels = 5;  // of every dimension of the quantizer (vq_layer levels 5, 5, 5, 5)
+constexpr int64_t kDilation = 2;  // of the blocks
+
+Error corrupt(const Checkpoint& checkpoint, const std::string& what) {
+  return {ErrorCode::kCorrupt, checkpoint.location() + ": " + what, ""};
+}
+
+}  // namespace
+
+Result<Dvae> Dvae::load(const Checkpoint& checkpoint, const std::string& prefix, int64_t books,
+                        int64_t codes, at::ScalarType type) {
+  Dvae dvae;
+  dvae.books_ = books;
+  dvae.codes_ = codes;
+  dvae.type_ = type;
+  RETURN_IF_ERROR(dvae.load_quantizers(checkpoint, prefix + "vq_layer.quantizer.rvqs."));
+  RETURN_IF_ERROR(dvae.load_decoder(checkpoint, prefix));
+  return dvae;
+}
+
+Result<void> Dvae::load_quantizers(const Checkpoint& checkpoint, const std::string& prefix) {
+  const int64_t groups = checkpoint.count(prefix, ".project_out.weight");
+  if (groups == 0) return corrupt(checkpoint, "holds no tensor " + prefix + "0.project_out.weight");
+  if (books_ < groups || books_ % groups != 0) {
+    return corrupt(checkpoint, "has " + std::to_string(groups) + " quantizers " + prefix +
+                                   "N, which do not divide the " + std::to_string(books_) +
+                                   " books of config.json");
+  }
+  int64_t width = -1;
+  for (int64_t g = 0; g < groups; ++g) {
+    const std::string name = prefix + std::to_string(g) + ".project_out";
+    Quantizer q;
+    ASSIGN_OR_RETURN(q.weight,
+                     checkpoint.load(name + ".weight", {width, g == 0 ? -1 : dims_}, type_));
+    width = q.weight.size(0);
+    dims_ = q.weight.size(1);
+    ASSIGN_OR_RETURN(q.bias, checkpoint.load(name + ".bias", {width}, type_));
+    int64_t codes = 1;
+    for (int64_t d = 0; d < dims_ && codes <= codes_; ++d) codes *= kLevels;
+    if (width == 0 || codes != codes_) {
+      return corrupt(checkpoint, name + ".weight does not fit codes of " + std::to_string(codes_) +
+                                     " values, which are numbers of base-5 digits");
+    }
+    quantizers_.push_back(std::move(q));
+  }
+  return {};
+}
+
+Result<void> Dvae::load_decoder(const Checkpoint& checkpoint, const std::string& prefix) {
+  const std::string decoder = prefix + "decoder.", block = decoder + "decoder_block.";
+  const int64_t latent = quantizers_[0].weight.size(0);
+  ASSIGN_OR_RETURN(conv_in_,
+                   Conv1d::load(checkpoint, decoder + "conv_in.0", -1, latent, true, type_));
+  ASSIGN_OR_RETURN(
+      conv_in2_, Conv1d::load(checkpoint, decoder + "conv_in.2", -1, conv_in_.out(), true, type_));
+  const int64_t width = conv_in2_.out();
+  ASSIGN_OR_RETURN(const int64_t blocks, count_blocks(checkpoint, block));
+  for (int64_t i = 0; i < blocks; ++i) {
+    ASSIGN_OR_RETURN(auto loaded, ConvNextBlock::load(checkpoint, block + std::to_string(i) + ".",
+                                                      "coef", width, kDilation, type_));
+    blocks_.push_back(std::move(loaded));
+  }
+  ASSIGN_OR_RETURN(conv_out_,
+                   Conv1d::load(checkpoint, decoder + "conv_out", -1, width, false, type_));
+  ASSIGN_OR_RETURN(out_conv_, Conv1d::load(checkpoint, prefix + "out_conv", -1, conv_out_.out(),
+                                           false, at::kFloat));
+  ASSIGN_OR_RETURN(const at::Tensor coef,
+                   checkpoint.load(prefix + "coef", {1, out_conv_.out(), 1}, at::kFloat));
+  // The output scale is part of the last convolution's rows.
+  out_conv_.weight = out_conv_.weight.mul(coef.view({-1, 1})).to(type_);
+  return {};
+}
+
+at::Tensor Dvae::dequantize(std::span<const int32_t> codes) const {
+  const auto rows = static_cast<int64_t>(codes.size()) / books_;
+  const int64_t steps = books_ / groups();
+  std::vector<at::Tensor> projected;
+  for (int64_t g = 0; g < groups(); ++g) {
+    at::Tensor latent = at::empty({rows, dims_}, at::kFloat);
+    float* z = latent.mutable_data_ptr<float>();
+    for (int64_t t = 0; t < rows; ++t, z += dims_) {
+      for (int64_t d = 0; d < dims_; ++d) z[d] = 0;
+      float scale = 0.5f;  // digits 0..4 stand for -1..1; each residual step is scaled by a quarter
+      for (int64_t r = 0; r < steps; ++r, scale /= kLevels - 1) {
+        int64_t code = codes[static_cast<size_t>(t * books_ + g * steps + r)];
+        for (int64_t d = 0; d < dims_; ++d, code /= kLevels) {
+          z[d] += scale * static_cast<float>(code % kLevels - kLevels / 2);
+        }
+      }
+    }
+    projected.push_back(at::linear(latent.to(type_), quantizers_[g].weight, quantizers_[g].bias));
+  }
+  return at::stack(projected, 1).view({rows * groups(), -1});  // the groups take turns in time
+}
+
+at::Tensor Dvae::decode(std::span<const int32_t> codes) const {
+  at::Tensor x = conv_in_(dequantize(codes));
+  at::gelu_(x);
+  x = conv_in2_(x);
+  for (const ConvNextBlock& block : blocks_) block.apply(x);
+  return out_conv_(conv_out_(x));
+}
+
+}  // namespace minicpmo
