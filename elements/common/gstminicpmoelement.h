@@ -31,6 +31,14 @@ struct _GstMiniCpmoElementClass {
   void (*close_session)(GstMiniCpmoElement* self);
 };
 
+// Type of the property `precision`: auto, float32, bfloat16.
+#define GST_TYPE_MINICPMO_PRECISION (gst_minicpmo_precision_get_type())
+GType gst_minicpmo_precision_get_type(void);
+// Type of the property `compatibility` of the elements that have one: none, upstream (the values of
+// minicpmo::Compatibility).
+#define GST_TYPE_MINICPMO_COMPATIBILITY (gst_minicpmo_compatibility_get_type())
+GType gst_minicpmo_compatibility_get_type(void);
+
 G_END_DECLS
 
 // What a streaming thread calls before it uses the session: waits for the loader. GST_FLOW_FLUSHING when the
@@ -53,3 +61,11 @@ void gst_minicpmo_element_set_flushing(GstMiniCpmoElement* self, gboolean flushi
 GstFlowReturn gst_minicpmo_element_post_error(GstMiniCpmoElement* self, const minicpmo::Error& error);
 // The same as a warning message.
 void gst_minicpmo_element_post_warning(GstMiniCpmoElement* self, const minicpmo::Error& error);
+
+// Whether the loader is done: the engine and the session may be used. Does not wait; for queries.
+gboolean gst_minicpmo_element_is_ready(GstMiniCpmoElement* self);
+
+// For a pad's query function: answers CONTEXT with the engine in use, everything else as gst_pad_query_default.
+gboolean gst_minicpmo_element_query_default(GstMiniCpmoElement* self, GstPad* pad, GstQuery* query);
+// For a src pad's query function: when upstream is live, adds `own` to its minimum and maximum latency.
+gboolean gst_minicpmo_element_query_latency(GstPad* sinkpad, GstQuery* query, GstClockTime own);

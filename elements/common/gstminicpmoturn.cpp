@@ -1,0 +1,108 @@
+#include "common/gstminicpmoturn.h"
+
+namespace {
+
+constexpr const gchar* kTurnId = "turn-id";
+
+// Takes `fields` over.
+GstEvent* new_downstream(GstStructure* fields) {
+  return gst_event_new_custom(GST_EVENT_CUSTOM_DOWNSTREAM, fields);
+}
+
+gboolean turn_meta_init(GstMeta* meta, gpointer, GstBuffer*) {
+  auto* turn = reinterpret_cast<GstMiniCpmoTurnMeta*>(meta);
+  turn->turn_id = 0;
+  turn->chunk = 0;
+  turn->flags = 0;
+  turn->capture_time = GST_CLOCK_TIME_NONE;
+  return TRUE;
+}
+
+gboolean turn_meta_transform(GstBuffer* to, GstMeta* meta, GstBuffer*, GQuark type, gpointer) {
+  if (!GST_META_TRANSFORM_IS_COPY(type)) return FALSE;
+  const auto* from = reinterpret_cast<GstMiniCpmoTurnMeta*>(meta);
+  return gst_buffer_add_minicpmo_turn_meta(to, from->turn_id, from->chunk, from->flags,
+                                           from->capture_time) != nullptr;
+}
+
+}  // namespace
+
+GstEvent* gst_minicpmo_event_new_turn_start(guint64 turn_id) {
+  return new_downstream(
+      gst_structure_new(GST_MINICPMO_EVENT_TURN_START, kTurnId, G_TYPE_UINT64, turn_id, nullptr));
+}
+
+GstEvent* gst_minicpmo_event_new_turn_end(guint64 turn_id) {
+  return new_downstream(
+      gst_structure_new(GST_MINICPMO_EVENT_TURN_END, kTurnId, G_TYPE_UINT64, turn_id, nullptr));
+}
+
+GstEvent* gst_minicpmo_event_new_speaker(guint64 turn_id, const float* vector, gsize count) {
+  GstBuffer* buffer = gst_buffer_new_memdup(vector, count * sizeof(float));
+  GstStructure* fields = gst_structure_new(GST_MINICPMO_EVENT_SPEAKER, kTurnId, G_TYPE_UINT64,
+                                           turn_id, "speaker", GST_TYPE_BUFFER, buffer, nullptr);
+  gst_buffer_unref(buffer);
+  return gst_event_new_custom(GST_EVENT_CUSTOM_DOWNSTREAM_STICKY, fields);
+}
+
+GstEvent* gst_minicpmo_event_new_answer_end(guint64 turn_id, const gchar* finish) {
+  return new_downstream(gst_structure_new(GST_MINICPMO_EVENT_ANSWER_END, kTurnId, G_TYPE_UINT64,
+                                          turn_id, "finish", G_TYPE_STRING, finish, nullptr));
+}
+
+GstEvent* gst_minicpmo_event_new_interrupt(gint64 heard_bytes) {
+  return gst_event_new_custom(GST_EVENT_CUSTOM_UPSTREAM,
+                              gst_structure_new(GST_MINICPMO_EVENT_INTERRUPT, "heard-bytes",
+                                                G_TYPE_INT64, heard_bytes, nullptr));
+}
+
+gboolean gst_minicpmo_event_is(GstEvent* event, const gchar* name) {
+  switch (GST_EVENT_TYPE(event)) {
+    case GST_EVENT_CUSTOM_DOWNSTREAM:
+    case GST_EVENT_CUSTOM_DOWNSTREAM_STICKY:
+    case GST_EVENT_CUSTOM_UPSTREAM:
+      return gst_event_has_name(event, name);
+    default:
+      return FALSE;
+  }
+}
+
+guint64 gst_minicpmo_event_turn_id(GstEvent* event) {
+  const GstStructure* fields = gst_event_get_structure(event);
+  guint64 turn_id = 0;
+  if (fields != nullptr) gst_structure_get_uint64(fields, kTurnId, &turn_id);
+  return turn_id;
+}
+
+GType gst_minicpmo_turn_meta_api_get_type(void) {
+  static const GType type = [] {
+    static const gchar* tags[] = {nullptr};
+    return gst_meta_api_type_register("GstMiniCpmoTurnMetaAPI", tags);
+  }();
+  return type;
+}
+
+const GstMetaInfo* gst_minicpmo_turn_meta_get_info(void) {
+  static const GstMetaInfo* const info =
+      gst_meta_register(gst_minicpmo_turn_meta_api_get_type(), "GstMiniCpmoTurnMeta",
+                        sizeof(GstMiniCpmoTurnMeta), turn_meta_init, nullptr, turn_meta_transform);
+  return info;
+}
+
+GstMiniCpmoTurnMeta* gst_buffer_add_minicpmo_turn_meta(GstBuffer* buffer, guint64 turn_id,
+                                                       guint chunk, guint flags,
+                                                       GstClockTime capture_time) {
+  auto* meta = reinterpret_cast<GstMiniCpmoTurnMeta*>(
+      gst_buffer_add_meta(buffer, gst_minicpmo_turn_meta_get_info(), nullptr));
+  if (meta == nullptr) return nullptr;
+  meta->turn_id = turn_id;
+  meta->chunk = chunk;
+  meta->flags = flags;
+  meta->capture_time = capture_time;
+  return meta;
+}
+
+GstMiniCpmoTurnMeta* gst_buffer_get_minicpmo_turn_meta(GstBuffer* buffer) {
+  return reinterpret_cast<GstMiniCpmoTurnMeta*>(
+      gst_buffer_get_meta(buffer, gst_minicpmo_turn_meta_api_get_type()));
+}
