@@ -1,0 +1,93 @@
+// The speech model's network and its KV cache: a Llama decoder over 303 text positions and the
+// codes behind them (MiniCPM-o 2.6, modeling_minicpmo.py: ConditionalChatTTS.prefill_text,
+// prefill_audio_ids, generate).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "common/stage.h"
+#include "engine/checkpoint.h"
+#include "engine/config.h"
+#include "engine/tokenizer.h"
+#include "engine/transformer.h"
+
+namespace minicpmo {
+
+inline constexpr int64_t kBooks = 4;
+using CodeRow = std::array<uint16_t, kBooks>;
+
+// Immutable once loaded; shared by all sessions.
+struct SpeechModelWeights {
+  SpeechConfig config;
+  bool greedy = false;  // the checkpoint says that it is not to be sampled
+  std::shared_ptr<const Tokenizer> tokenizer;
+  int32_t start_token = 0;  // [Stts]
+  at::ScalarType type = at::kFloat;
+  at::Tensor projector1_weight, projector1_bias, projector2_weight, projector2_bias;
+  at::Tensor emb_text;  // (text_tokens, hidden)
+  at::Tensor emb_code;  // (books * audio_tokens, hidden)
+  at::Tensor heads;     // (books * audio_tokens, hidden), float32: g * v / |v| of the weight norm
+  Transformer transformer;
+};
+
+// Reads tts.* without tts.dvae.*. `tokenizer` is the checkpoint's assets/chattts_tokenizer. Errors:
+// kCorrupt naming the tensor or token, kCancelled, kNoSpace. progress may be empty.
+Result<std::shared_ptr<const SpeechModelWeights>> load_speech_model(
+    const Checkpoint& checkpoint, const ModelConfig& config,
+    std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType type, const Progress& progress,
+    const CancelFlag& cancel);
+
+// First text position that an audio step at `position` does not see: of `slots` text slots, ten
+// more every 50 steps, never more than the known text with its [Etts]. Positions from there to the
+// audio start (slots + 2) are masked, the audio start itself always, even for its own step; all
+// codes are visible.
+int64_t visible_text_end(int64_t position, int64_t text_tokens, int64_t slots, int64_t slice);
+
+// Throws c10::Error (its callers run inside run_stage).
+class SpeechDecoder {
+ public:
+  // max_codes: the most code rows that a segment will hold.
+  SpeechDecoder(std::shared_ptr<const SpeechModelWeights> weights, int64_t max_codes);
+
+  int64_t max_codes() const { return max_codes_; }
+  // speaker: float32 (1, llm_dim). What takes the place of [spk_emb]: projected, then of length 1.
+  // (1, hidden)
+  void set_speaker(const at::Tensor& speaker);
+  const at::Tensor& speaker() const { return speaker_; }
+
+  // An empty segment: rows of zeros up to the audio start. They matter: a continuation segment sees
+  // some of them.
+  void begin_segment();
+  // Text ids for positions begin, begin + 1, ...; reads what is before them, overwrites what was
+  // there. begin = 0: the second one is the speaker.
+  void prefill_text(std::span<const int32_t> ids, int64_t begin);
+  // The audio start and `codes`, before the first step of a segment. All of them see each other and
+  // the text that the first one sees: the weights were made with this.
+  void prefill_codes(std::span<const CodeRow> codes, int64_t text_tokens);
+  // True before the first step of a segment, unless codes were prefilled.
+  bool at_start() const { return cache_.length() == audio_start(); }
+  // One audio step: reads `previous` (the audio start if at_start()) and returns the logits of the
+  // next row, (books, audio_tokens) row-major; valid until the next call.
+  std::span<float> step(const CodeRow& previous, int64_t text_tokens);
+
+ private:
+  int64_t audio_start() const { return weights_->config.text_reserved + 2; }
+  at::Tensor embed_codes(std::span<const CodeRow> codes) const;
+  at::Tensor mask_for(int64_t keys, int64_t text_tokens);
+
+  std::shared_ptr<const SpeechModelWeights> weights_;
+  int64_t max_codes_;
+  KvCache cache_;
+  at::Tensor speaker_;
+  at::Tensor mask_;  // (1, capacity); only [visible_, audio_start] is hidden
+  int64_t visible_ = 0;
+  at::Tensor logits_;
+};
+
+}  // namespace minicpmo

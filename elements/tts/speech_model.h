@@ -1,0 +1,80 @@
+// The speech model stage: text bursts and a speaker vector to audio codes (MiniCPM-o 2.6:
+// ConditionalChatTTS and its streaming driver). SpeechText decides what is read and when,
+// SpeechDecoder is the network, this samples.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "common/stage.h"
+#include "engine/sampling.h"
+#include "tts/speech_decoder.h"
+#include "tts/speech_text.h"
+
+namespace minicpmo {
+
+inline constexpr int64_t kCodesPerCall = 25;
+inline constexpr int64_t kCodesBeforeEnd = 10;  // of each call: speech does not end there
+inline constexpr size_t kCarriedCodes = 50;     // a continuation segment starts from
+
+struct CodeSampling {
+  double temperature = 1;  // factor on the books' temperatures 0.1, 0.3, 0.1, 0.3; 0 is greedy
+  double top_p = 0.7;
+  int64_t top_k = 20;
+};
+
+// One row from logits (books, audio_tokens), changed on the way. Each book: logits / temperature,
+// top-p then top-k, at least 3 kept (first_step: neither), the last token barred if !may_end,
+// softmax, draw. temperature 0: the best. Any book may yield the last token, which ends the speech.
+CodeRow choose_codes(std::span<float> logits, const CodeSampling& sampling, bool first_step,
+                     bool may_end, Philox& random);
+
+// A session. The random numbers of an answer depend on the seed and on how many answers were
+// started since construction or reset().
+class SpeechSession final : public SpeechModel {
+ public:
+  // Sees the logits of each step as they are sampled (end barred if it is) and the row chosen;
+  // returns the row to go on with (for tests that force a reference's codes).
+  using CodeHook = std::function<CodeRow(std::span<const float> logits, const CodeRow& row)>;
+
+  explicit SpeechSession(std::shared_ptr<const SpeechModelWeights> weights);
+
+  Result<void> start(const Tensor& speaker, const SpeechModelOptions& options) override;
+  void push_text(std::string_view burst) override;
+  void end_text() override { text_.end(); }
+  Result<std::optional<CodeChunk>> step(const CancelFlag& cancel) override;
+  void reset() override;
+
+  void set_code_hook(CodeHook hook) { hook_ = std::move(hook); }
+  const SpeechText& text() const { return text_; }
+  const SpeechDecoder* decoder() const { return decoder_.get(); }
+
+ private:
+  Result<std::optional<CodeChunk>> speak(const SpeechCall& call, const CancelFlag& cancel);
+  void prepare(const SpeechCall& call);
+  CodeRow choose(std::span<float> logits, bool first_step, bool may_end);
+  bool at_limit(const SpeechCall& call) const;
+  int64_t codes_left() const;
+
+  std::shared_ptr<const SpeechModelWeights> weights_;
+  SpeechText text_;
+  std::unique_ptr<SpeechDecoder> decoder_;
+  SpeechModelOptions options_;
+  CodeSampling sampling_;
+  Philox random_{0, 0};
+  uint64_t answers_ = 0;
+  bool active_ = false;  // between start() and the last chunk
+  std::optional<Error> failed_;
+  std::vector<CodeRow> codes_;  // of this segment, the carried ones included
+  size_t carried_ = 0;
+  CodeHook hook_;
+};
+
+std::unique_ptr<SpeechModel> new_speech_model(std::shared_ptr<const SpeechModelWeights> weights);
+
+}  // namespace minicpmo
