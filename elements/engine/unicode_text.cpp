@@ -11,8 +11,9 @@ namespace {
 
 constexpr char32_t kReplacement = 0xFFFD;
 
-// Characters newer than Unicode 9 that combine or decompose in GLib 2.74 (Unicode 15). tests/unit/tokenizers
-// compares every code point with the reference and fails if a newer GLib needs more of them here.
+// Characters newer than Unicode 9 that combine or decompose in GLib 2.74 (Unicode 15).
+// tests/unit/tokenizers compares every code point with the reference and fails if a newer GLib
+// needs more of them here.
 constexpr CodeRange kUnknownToReference[] = {
     {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},
     {0xc3c, 0xc3c},     {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x1715, 0x1715},
@@ -31,7 +32,8 @@ int combining_class(char32_t c) {
   return g_unichar_combining_class(c);
 }
 
-// The number of continuation bytes after `lead`, and the range of the first of them; 0 if `lead` starts nothing.
+// The number of continuation bytes after `lead`, and the range of the first of them; 0 if `lead`
+// starts nothing.
 struct LeadByte {
   int continuation;
   unsigned char low, high;
