@@ -1,0 +1,281 @@
+#include "backend/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "audioenc/audio_encoder.h"
+#include "backend/device.h"
+#include "backend/model_check.h"
+#include "engine/checkpoint.h"
+#include "engine/config.h"
+#include "engine/paths.h"
+#include "engine/stage_scope.h"
+#include "engine/tokenizer.h"
+#include "llm/language_model.h"
+#include "tts/speech_model.h"
+#include "vocoder/vocoder.h"
+
+namespace minicpmo {
+namespace {
+
+constexpr const char* kLanguageTokenizer = "tokenizer.json";
+constexpr const char* kSpeechTokenizer = "assets/chattts_tokenizer/tokenizer.json";
+constexpr const char* kVocos = "assets/Vocos.safetensors";
+constexpr const char* kVocosPickle = "assets/Vocos.pt";
+constexpr const char* kDefaultSpeaker = "assets/default_speaker.f32";
+constexpr int64_t kSampleRate = 16000;
+constexpr int64_t kMelHop = 160;
+
+// The weights of one stage: loaded at most once at a time, and again after a failure.
+template <class Weights>
+class Slot {
+ public:
+  std::shared_ptr<const Weights> get() const {
+    std::lock_guard lock(value_mutex_);
+    return value_;
+  }
+
+  // A second caller waits for the first, and takes over if that one fails.
+  template <class Load>
+  Result<void> load(Load&& load, const CancelFlag& cancel) {
+    std::unique_lock lock(load_mutex_, std::defer_lock);
+    while (!lock.try_lock_for(std::chrono::milliseconds(20))) {
+      if (cancel.is_set()) return Error{ErrorCode::kCancelled, "loading was stopped"};
+    }
+    if (get()) return {};
+    if (cancel.is_set()) return Error{ErrorCode::kCancelled, "loading was stopped"};
+    ASSIGN_OR_RETURN(std::shared_ptr<const Weights> weights, load());
+    std::lock_guard value_lock(value_mutex_);
+    value_ = std::move(weights);
+    return {};
+  }
+
+ private:
+  std::timed_mutex load_mutex_;
+  mutable std::mutex value_mutex_;
+  std::shared_ptr<const Weights> value_;
+};
+
+class TorchEngine final : public Engine {
+ public:
+  static Result<std::shared_ptr<TorchEngine>> open(const std::string& directory,
+                                                   const DeviceChoice& choice);
+
+  const EngineInfo& info() const override { return info_; }
+  Result<void> load(Stage stage, const Progress& progress, const CancelFlag& cancel) override;
+  Result<std::unique_ptr<AudioEncoder>> new_audio_encoder() override;
+  Result<std::unique_ptr<LanguageModel>> new_language_model(
+      const LanguageModelOptions& options) override;
+  Result<std::unique_ptr<SpeechModel>> new_speech_model() override;
+  Result<std::unique_ptr<Vocoder>> new_vocoder(const VocoderOptions& options) override;
+  int threads() const { return threads_; }
+
+ private:
+  using Tokenizers = Result<std::shared_ptr<const Tokenizer>>;
+  Tokenizers language_tokenizer() const;
+  Tokenizers speech_tokenizer() const;
+  Result<std::shared_ptr<Checkpoint>> open_vocos() const;
+  void fill_info(const DeviceChoice& choice);
+
+  EngineInfo info_;
+  ModelConfig config_;
+  at::ScalarType type_ = at::kFloat;
+  int threads_ = 1;
+  std::shared_ptr<Checkpoint> checkpoint_;
+  Slot<AudioEncoderModel> audio_;
+  Slot<LanguageModelWeights> language_;
+  Slot<SpeechModelWeights> speech_;
+  Slot<VocoderModel> vocoder_;
+};
+
+// The matrices of a small model fit into the caches of one core, and handing parts of them to other
+// cores takes longer than the sums. Large ones are limited by what all cores together read from
+// memory.
+int threads_for(const ModelConfig& config) {
+  constexpr int64_t kSmall = 1024;
+  const int64_t width = std::max(config.language.hidden_size, config.audio.hidden_size);
+  return width < kSmall ? 1 : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+Error not_loaded(const char* stage) {
+  return Error{ErrorCode::kFailed, std::string("the ") + stage + " is not loaded",
+               "Engine::load has to come first"};
+}
+
+Result<std::shared_ptr<TorchEngine>> TorchEngine::open(const std::string& directory,
+                                                       const DeviceChoice& choice) {
+  auto engine = std::make_shared<TorchEngine>();
+  engine->info_.model_dir = directory;
+  ASSIGN_OR_RETURN(engine->config_, read_config(directory));
+  ASSIGN_OR_RETURN(engine->checkpoint_, Checkpoint::open(directory));
+  RETURN_IF_ERROR(check_shapes(*engine->checkpoint_, engine->config_));
+  engine->fill_info(choice);
+  return engine;
+}
+
+void TorchEngine::fill_info(const DeviceChoice& choice) {
+  type_ = choice.precision == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  threads_ = threads_for(config_);
+  const AudioConfig& audio = config_.audio;
+  info_.device = choice.device;
+  info_.precision = choice.precision;
+  info_.notes = choice.notes + "; threads per operation: " + std::to_string(threads_);
+  info_.embedding_type = type_ == at::kFloat ? DataType::kFloat32 : DataType::kBFloat16;
+  info_.hidden_size = config_.language.hidden_size;
+  info_.chunk_samples = std::llround(audio.chunk_seconds * static_cast<double>(kSampleRate));
+  // The second convolution halves the mel frames, the pooling divides by pool_step and drops the
+  // rest.
+  const int64_t frames = (info_.chunk_samples + kMelHop - 1) / kMelHop;
+  info_.chunk_rows = (frames + 1) / 2 / audio.pool_step;
+  info_.min_chunk_samples = 2 * (audio.pool_step - 1) * kMelHop + 1;
+  const auto speaker = resolve_inside(info_.model_dir, kDefaultSpeaker);
+  if (speaker.ok()) info_.default_speaker = *speaker;
+}
+
+TorchEngine::Tokenizers TorchEngine::language_tokenizer() const {
+  ASSIGN_OR_RETURN(const std::string path, resolve_inside(info_.model_dir, kLanguageTokenizer));
+  ASSIGN_OR_RETURN(auto tokenizer, load_bpe_tokenizer(path));
+  RETURN_IF_ERROR(check_language_tokenizer(*tokenizer, config_, path));
+  return tokenizer;
+}
+
+TorchEngine::Tokenizers TorchEngine::speech_tokenizer() const {
+  ASSIGN_OR_RETURN(const std::string path, resolve_inside(info_.model_dir, kSpeechTokenizer));
+  ASSIGN_OR_RETURN(auto tokenizer, load_wordpiece_tokenizer(path));
+  RETURN_IF_ERROR(check_speech_tokenizer(*tokenizer, config_, path));
+  return tokenizer;
+}
+
+Result<std::shared_ptr<Checkpoint>> TorchEngine::open_vocos() const {
+  const auto path = resolve_inside(info_.model_dir, kVocos);
+  if (path.ok()) return Checkpoint::open_file(*path);
+  if (path.error().code == ErrorCode::kNotFound &&
+      resolve_inside(info_.model_dir, kVocosPickle).ok()) {
+    return Error{ErrorCode::kCorrupt,
+                 info_.model_dir + "/" + kVocosPickle +
+                     ": a pickle, which can run code when it is read; convert it to safetensors "
+                     "first, as " +
+                     kVocos};
+  }
+  return path.error();
+}
+
+Result<void> TorchEngine::load(Stage stage, const Progress& progress, const CancelFlag& cancel) {
+  const auto tell = [&](int percent, const std::string& what) {
+    if (progress) progress(percent, what);
+  };
+  const auto read = [&]() -> Result<void> {
+    switch (stage) {
+      case Stage::kAudioEncoder:
+        return audio_.load(
+            [&] { return load_audio_encoder(*checkpoint_, config_, type_, tell, cancel); }, cancel);
+      case Stage::kLanguageModel:
+        return language_.load(
+            [&]() -> Result<std::shared_ptr<const LanguageModelWeights>> {
+              ASSIGN_OR_RETURN(const auto tokenizer, language_tokenizer());
+              return load_language_model(*checkpoint_, config_, tokenizer, type_, tell, cancel);
+            },
+            cancel);
+      case Stage::kSpeechModel:
+        return speech_.load(
+            [&]() -> Result<std::shared_ptr<const SpeechModelWeights>> {
+              ASSIGN_OR_RETURN(const auto tokenizer, speech_tokenizer());
+              return load_speech_model(*checkpoint_, config_, tokenizer, type_, tell, cancel);
+            },
+            cancel);
+      case Stage::kVocoder:
+        return vocoder_.load(
+            [&]() -> Result<std::shared_ptr<const VocoderModel>> {
+              ASSIGN_OR_RETURN(const auto vocos, open_vocos());
+              return load_vocoder(*checkpoint_, *vocos, config_, type_, tell, cancel);
+            },
+            cancel);
+    }
+    return Error{ErrorCode::kSettings, "unknown stage"};
+  };
+  return run_stage("loading the model", read);
+}
+
+Result<std::unique_ptr<AudioEncoder>> TorchEngine::new_audio_encoder() {
+  auto weights = audio_.get();
+  if (!weights) return not_loaded("audio encoder");
+  return run_stage("audio encoder", [&]() -> Result<std::unique_ptr<AudioEncoder>> {
+    return minicpmo::new_audio_encoder(std::move(weights));
+  });
+}
+
+Result<std::unique_ptr<LanguageModel>> TorchEngine::new_language_model(
+    const LanguageModelOptions& options) {
+  auto weights = language_.get();
+  if (!weights) return not_loaded("language model");
+  return run_stage("language model", [&]() -> Result<std::unique_ptr<LanguageModel>> {
+    return minicpmo::new_language_model(std::move(weights), options);
+  });
+}
+
+Result<std::unique_ptr<SpeechModel>> TorchEngine::new_speech_model() {
+  auto weights = speech_.get();
+  if (!weights) return not_loaded("speech model");
+  return run_stage("speech model", [&]() -> Result<std::unique_ptr<SpeechModel>> {
+    return minicpmo::new_speech_model(std::move(weights));
+  });
+}
+
+Result<std::unique_ptr<Vocoder>> TorchEngine::new_vocoder(const VocoderOptions& options) {
+  auto weights = vocoder_.get();
+  if (!weights) return not_loaded("vocoder");
+  return run_stage("vocoder", [&]() -> Result<std::unique_ptr<Vocoder>> {
+    return minicpmo::new_vocoder(std::move(weights), options);
+  });
+}
+
+// Directory, device, precision.
+using Key = std::tuple<std::string, std::string, std::string>;
+
+struct EngineCache {
+  std::mutex mutex;
+  std::map<Key, std::weak_ptr<TorchEngine>> engines;
+};
+
+// Never destroyed: streaming threads may outlive static objects.
+EngineCache& engine_cache() {
+  static auto* cache = new EngineCache;
+  return *cache;
+}
+
+Result<std::shared_ptr<Engine>> open_cached(const EngineOptions& options) {
+  if (options.model_dir.empty()) {
+    return Error{ErrorCode::kSettings, "no model: set the property \"model\" to a model directory"};
+  }
+  ASSIGN_OR_RETURN(const DeviceChoice choice, choose_device(options.device, options.precision));
+  ASSIGN_OR_RETURN(const std::string directory, resolve_directory(options.model_dir));
+  EngineCache& cache = engine_cache();
+  std::lock_guard lock(cache.mutex);
+  std::erase_if(cache.engines, [](const auto& item) { return item.second.expired(); });
+  auto& place = cache.engines[Key(directory, choice.device, choice.precision)];
+  std::shared_ptr<TorchEngine> engine = place.lock();
+  if (!engine) {
+    ASSIGN_OR_RETURN(engine, TorchEngine::open(directory, choice));
+    place = engine;
+  }
+  int threads = 1;
+  for (const auto& [key, weak] : cache.engines) {
+    if (const auto other = weak.lock()) threads = std::max(threads, other->threads());
+  }
+  set_stage_threads(threads);
+  return std::shared_ptr<Engine>(std::move(engine));
+}
+
+}  // namespace
+
+Result<std::shared_ptr<Engine>> open_engine(const EngineOptions& options) {
+  return run_stage("opening the model", [&] { return open_cached(options); });
+}
+
+}  // namespace minicpmo
