@@ -14,7 +14,9 @@ constexpr size_t kLongestBurst = 64;   // three tokens of a language model are s
 constexpr size_t kPiece = 12;  // bytes after which a piece of a longer text ends with its word
 constexpr size_t kLongestPiece = 48;  // ... or anywhere
 constexpr int64_t kSlotsLeftAtSegmentEnd =
-    180;                                // a segment ends with the next sentence when fewer are left
+    180;  // a segment ends with the next sentence when fewer are left
+constexpr size_t kEnoughUnread =
+    1024;  // bytes that the speech, ended too early, does not wait for more of
 constexpr size_t kPrefixTokens = 5;     // text a continuation segment starts from
 constexpr int64_t kSpecialsBefore = 2;  // [Stts] and the speaker vector
 
@@ -151,8 +153,10 @@ std::optional<std::string> SpeechText::take_burst() {
 }
 
 std::optional<SpeechCall> SpeechText::next() {
-  while (phase_ == Phase::kReading) {
-    if (auto burst = take_burst()) {
+  while (phase_ == Phase::kReading || phase_ == Phase::kEndedEarly) {
+    if (phase_ == Phase::kEndedEarly) {
+      if (!collect_unread()) return std::nullopt;
+    } else if (auto burst = take_burst()) {
       if (auto call = read(*burst)) return call;
     } else if (ended_) {
       text_ended();
@@ -241,6 +245,7 @@ void SpeechText::text_ended() {
   // follows it.
   const bool speaks = upstream() ? bursts_ > 0 : speakable_;
   phase_ = speaks ? Phase::kSpeakingRest : Phase::kDone;
+  if (speaks && !upstream() && std::ssize(text_.ids()) >= options_.slots) cut_overlong();
 }
 
 void SpeechText::keep_slots() {
@@ -291,22 +296,20 @@ SpeechCall SpeechText::new_call(int64_t begin, int64_t end, bool with_end_token)
 }
 
 void SpeechText::generated(bool end_of_speech, bool limit) {
-  if (phase_ == Phase::kReading && (end_of_speech || limit)) {
-    if (upstream()) {
-      phase_ = Phase::kDone;
-      return;
-    }
+  if (!end_of_speech && !limit) return;
+  if (upstream() && (limit || phase_ == Phase::kReading || !cut_)) {
+    phase_ = Phase::kDone;
+  } else if (phase_ == Phase::kReading) {
     split_unread();
+    phase_ = Phase::kEndedEarly;
+    goes_on_ = !limit;
+    if (ended_ && queue_.empty() && !speakable(tokenizer_->encode(rest_), 0)) phase_ = Phase::kDone;
+  } else if (!cut_) {
+    phase_ = Phase::kDone;
+  } else {
     end_segment(!limit);
-  } else if (phase_ == Phase::kSpeakingRest && (end_of_speech || limit)) {
-    if (!cut_ || (upstream() && limit)) {
-      phase_ = Phase::kDone;
-      return;
-    }
-    end_segment(!limit);
-  }
-  if (phase_ == Phase::kReading && ended_ && queue_.empty() && !upstream() && !speakable_) {
-    phase_ = Phase::kDone;  // known already; the last chunk can say so
+    // If nothing is left to say the last chunk can tell already.
+    if (ended_ && queue_.empty() && !upstream() && !speakable_) phase_ = Phase::kDone;
   }
 }
 
@@ -318,6 +321,21 @@ void SpeechText::split_unread() {
   rest_ = text_.text().substr(offset);
   text_.truncate(offset);
   keep_slots();
+}
+
+// After that: the next segment starts when the rest of the text is there, or enough of it. False:
+// not yet.
+bool SpeechText::collect_unread() {
+  while (rest_.size() <= kEnoughUnread) {
+    const auto burst = take_burst();
+    if (!burst) break;
+    rest_ += normalizer_.normalize(*burst).text;
+  }
+  const bool enough = rest_.size() > kEnoughUnread;
+  if (!enough && !ended_) return false;
+  if (enough) queue_.push_front({std::exchange(rest_, {}), 0, true});
+  end_segment(goes_on_);
+  return true;
 }
 
 // with_prefix: the next segment goes on from the sound of this one.

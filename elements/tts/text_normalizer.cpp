@@ -71,6 +71,7 @@ void TextNormalizer::start() {
   chinese_ = false;
   bursts_ = ideographs_ = letters_ = 0;
   last_ = Last::kOther;
+  after_digit_ = false;
 }
 
 void TextNormalizer::start_continuation(std::string_view head) {
@@ -98,23 +99,18 @@ void TextNormalizer::count_letters(std::string_view text) {
 }
 
 NormalizedBurst TextNormalizer::keep_apart(std::string_view burst) {
-  const bool chinese = chinese_ && knows_chinese_;
+  const bool english = !(chinese_ && knows_chinese_);
   NormalizedBurst out;
   for_each_character(burst, [&](gunichar c, std::string_view bytes) {
     if (c == '*') return;
-    if (const int digit = g_unichar_isdigit(c) ? g_unichar_digit_value(c) : -1; digit >= 0) {
-      if (!chinese && last_ != Last::kOther) out.text += ' ';
-      out.text +=
-          chinese ? kChinese[static_cast<size_t>(digit)] : kEnglish[static_cast<size_t>(digit)];
-      last_ = Last::kDigit;
-      return;
-    }
-    const bool letter = g_unichar_isalpha(c);
-    if (letter && last_ == Last::kDigit && !chinese) out.text += ' ';
-    out.text += bytes;
-    if (is_sentence_end(bytes) && !(c == '.' && last_ == Last::kDigit))
-      out.sentence_end = out.text.size();
-    last_ = letter ? Last::kLetter : Last::kOther;
+    const bool digit = c >= '0' && c <= '9';
+    const bool letter = c < 0x80 && g_ascii_isalpha(static_cast<char>(c));
+    const bool apart = english && digit ? last_ != Last::kOther : letter && last_ == Last::kNumber;
+    if (apart) out.text += ' ';
+    out.text += !digit ? bytes : english ? kEnglish[c - '0'] : kChinese[c - '0'];
+    if (is_sentence_end(bytes) && !(c == '.' && after_digit_)) out.sentence_end = out.text.size();
+    after_digit_ = g_unichar_isdigit(c);
+    last_ = digit && english ? Last::kNumber : letter ? Last::kLetter : Last::kOther;
   });
   return out;
 }
