@@ -109,8 +109,7 @@ static Element& impl_of(GstMiniCpmoElement* self) {
               ->impl;
 }
 
-// ---- Loading
-// ----------------------------------------------------------------------------------------------------
+// ---- Loading ----------------------------------------------------------------
 
 static void post_progress(GstMiniCpmoElement* self, GstProgressType type, int percent,
                           const std::string& text) {
@@ -224,8 +223,7 @@ static bool stop_load(GstMiniCpmoElement* self) {
   return true;
 }
 
-// ---- State
-// ------------------------------------------------------------------------------------------------------
+// ---- State ------------------------------------------------------------------
 
 // Sets stopped or flushing, and the cancel flag that follows from them.
 static void set_interrupted(Element& impl, bool Element::*which, bool value) {
@@ -280,8 +278,7 @@ static GstStateChangeReturn gst_minicpmo_element_change_state(GstElement* elemen
                          [&] { return change_state(element, transition); });
 }
 
-// ---- Properties
-// -------------------------------------------------------------------------------------------------
+// ---- Properties -------------------------------------------------------------
 
 static void gst_minicpmo_element_set_property(GObject* object, guint id, const GValue* value,
                                               GParamSpec* spec) {
@@ -362,8 +359,7 @@ static void install_properties(GObjectClass* object_class) {
                            TRUE, flags));
 }
 
-// ---- Class
-// ------------------------------------------------------------------------------------------------------
+// ---- Class ------------------------------------------------------------------
 
 static void gst_minicpmo_element_finalize(GObject* object) {
   GstMiniCpmoElement* self = GST_MINICPMO_ELEMENT(object);
@@ -397,8 +393,7 @@ static void gst_minicpmo_element_init(GstMiniCpmoElement* self) {
   priv->impl->cancel.set();
 }
 
-// ---- For subclasses
-// ---------------------------------------------------------------------------------------------
+// ---- For subclasses ---------------------------------------------------------
 
 GstFlowReturn gst_minicpmo_element_wait_ready(GstMiniCpmoElement* self) {
   Element& impl = impl_of(self);
@@ -435,8 +430,7 @@ gboolean gst_minicpmo_element_is_ready(GstMiniCpmoElement* self) {
   return impl.load_state == LoadState::kReady;
 }
 
-// ---- Errors
-// -----------------------------------------------------------------------------------------------------
+// ---- Errors -----------------------------------------------------------------
 
 static void post(GstMiniCpmoElement* self, GstMessageType type, const Error& error) {
   GQuark domain = GST_STREAM_ERROR;
@@ -493,8 +487,7 @@ void gst_minicpmo_element_post_warning(GstMiniCpmoElement* self, const Error& er
   post(self, GST_MESSAGE_WARNING, error);
 }
 
-// ---- Queries
-// ----------------------------------------------------------------------------------------------------
+// ---- Queries ----------------------------------------------------------------
 
 gboolean gst_minicpmo_element_query_default(GstMiniCpmoElement* self, GstPad* pad,
                                             GstQuery* query) {
