@@ -12,6 +12,7 @@ namespace minicpmo {
 namespace {
 
 constexpr int64_t kLevels = 5;  // of every dimension of the quantizer (vq_layer levels 5, 5, 5, 5)
+constexpr int64_t kSteps = 2;   // books of a quantizer: coarse, then fine
 constexpr int64_t kDilation = 2;  // of the blocks
 
 Error corrupt(const Checkpoint& checkpoint, const std::string& what) {
@@ -32,12 +33,12 @@ Result<Dvae> Dvae::load(const Checkpoint& checkpoint, const std::string& prefix,
 }
 
 Result<void> Dvae::load_quantizers(const Checkpoint& checkpoint, const std::string& prefix) {
-  const int64_t groups = checkpoint.count(prefix, ".project_out.weight");
-  if (groups == 0) return corrupt(checkpoint, "holds no tensor " + prefix + "0.project_out.weight");
-  if (books_ < groups || books_ % groups != 0) {
-    return corrupt(checkpoint, "has " + std::to_string(groups) + " quantizers " + prefix +
-                                   "N, which do not divide the " + std::to_string(books_) +
-                                   " books of config.json");
+  const int64_t groups = books_ / kSteps;
+  if (groups < 1 || books_ % kSteps != 0 ||
+      checkpoint.count(prefix, ".project_out.weight") > groups) {
+    return corrupt(checkpoint, "the quantizers " + prefix + "N do not fit the " +
+                                   std::to_string(books_) +
+                                   " books of config.json (tts_config.num_vq), two to each");
   }
   int64_t width = -1;
   for (int64_t g = 0; g < groups; ++g) {
@@ -86,16 +87,15 @@ Result<void> Dvae::load_decoder(const Checkpoint& checkpoint, const std::string&
 
 at::Tensor Dvae::dequantize(std::span<const int32_t> codes) const {
   const auto rows = static_cast<int64_t>(codes.size()) / books_;
-  const int64_t steps = books_ / groups();
   std::vector<at::Tensor> projected;
   for (int64_t g = 0; g < groups(); ++g) {
     at::Tensor latent = at::empty({rows, dims_}, at::kFloat);
     float* z = latent.mutable_data_ptr<float>();
     for (int64_t t = 0; t < rows; ++t, z += dims_) {
       for (int64_t d = 0; d < dims_; ++d) z[d] = 0;
-      float scale = 0.5f;  // digits 0..4 stand for -1..1; each residual step is scaled by a quarter
-      for (int64_t r = 0; r < steps; ++r, scale /= kLevels - 1) {
-        int64_t code = codes[static_cast<size_t>(t * books_ + g * steps + r)];
+      float scale = 0.5f;  // digits 0..4 stand for -1..1; the fine ones for a quarter of that
+      for (int64_t r = 0; r < kSteps; ++r, scale /= kLevels - 1) {
+        int64_t code = codes[static_cast<size_t>(t * books_ + g * kSteps + r)];
         for (int64_t d = 0; d < dims_; ++d, code /= kLevels) {
           z[d] += scale * static_cast<float>(code % kLevels - kLevels / 2);
         }
