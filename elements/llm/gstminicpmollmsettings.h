@@ -1,0 +1,34 @@
+// The properties of minicpmollm, and what they stand for.
+#pragma once
+
+#include <gst/gst.h>
+
+#include <mutex>
+
+#include "common/stage.h"
+#include "llm/gstminicpmollmworker.h"
+
+namespace minicpmo {
+
+struct LlmSettingsValues {
+  LanguageModelOptions options;
+  TimestampMode timestamp_mode = TimestampMode::kInput;
+  guint max_message_bytes = 256 * 1024;
+};
+
+class LlmSettings {
+ public:
+  static void install(GObjectClass* object_class);
+
+  // False if `id` is none of ours, or not writable.
+  bool set(guint id, const GValue* value);
+  // False if `id` is none of ours. `stats` is read for the property of that name.
+  bool get(guint id, GValue* value, const LlmWorker& worker) const;
+  LlmSettingsValues values() const;
+
+ private:
+  mutable std::mutex mutex_;  // guards values_
+  LlmSettingsValues values_;
+};
+
+}  // namespace minicpmo

@@ -1,0 +1,185 @@
+// The working half of minicpmollm: a bounded queue of commands, and the task that carries them out
+// one by one.
+//
+// The pads' threads only enqueue. The task alone uses the session and pushes downstream, so
+// whatever arrives while an answer runs waits behind it in order, and nothing is locked while the
+// model runs or a buffer is pushed.
+#pragma once
+
+#include <gst/gst.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "common/gst_ptr.h"
+#include "common/gstminicpmoelement.h"
+#include "common/stage.h"
+
+namespace minicpmo {
+
+enum class TimestampMode { kInput, kArrival };
+
+struct LlmCommand {
+  enum class Kind {
+    kStreamStart,  // event: forwarded, and counts start anew
+    kEvent,        // event: forwarded
+    kSegment,      // event: of the input; starts the output if need be
+    kTurnStart,    // event: forwarded
+    kTurnEnd,      // event: forwarded, then the turn is answered
+    kEmbeddings,   // embeddings: one chunk of the user's turn
+    kMessage,      // text: ends the user's turn, which is answered
+    kRefused,      // error: input that was not taken
+    kEndOfInput,   // the main input ends: what is open is answered
+    kEos,          // event: forwarded
+    kReset,        // a new session
+  };
+  Kind kind = Kind::kEvent;
+  EventPtr event;
+  TensorPtr embeddings;
+  std::string text;
+  Error error;
+  guint64 turn_id = 0;                              // 0: the open turn, or the next one
+  GstClockTime end = GST_CLOCK_TIME_NONE;           // running time of the end of this input
+  GstClockTime capture_time = GST_CLOCK_TIME_NONE;  // running time of the user's last sample
+  bool from_text_sink = false;
+};
+
+struct LlmStats {
+  guint64 turns = 0;        // answers begun
+  guint64 interrupted = 0;  // of these, ended early
+  guint64 tokens = 0;       // sampled
+  guint64 rows = 0;         // embeddings read
+  guint64 messages = 0;     // text messages read
+  guint64 refused = 0;      // inputs that did not fit
+  GstClockTime prefill_time = 0;
+  GstClockTime decode_time = 0;
+  GstClockTime first_text_latency = GST_CLOCK_TIME_NONE;  // last answer: start to first text
+  gint64 context_used = 0;                                // positions, after the last answer
+};
+
+class LlmWorker {
+ public:
+  // Neither is owned; both outlive the worker.
+  LlmWorker(GstMiniCpmoElement* element, GstPad* src) : element_(element), src_(src) {}
+
+  // The task uses the session only after wait_ready(), so the loader may bring it while the task
+  // runs.
+  void open(std::unique_ptr<LanguageModel> session);
+  // Without a running task only.
+  void close();
+
+  // Before the task starts, and after the task has been stopped or paused.
+  void start();
+  // The element goes down: every wait ends.
+  void stop();
+  // FLUSH_START: the running call stops at its next token.
+  void begin_flush();
+  // FLUSH_STOP, with the task paused: the queue is empty and a new session begins.
+  void end_flush();
+  // Wakes whoever waits in push(), to look at its `gone` again.
+  void wake();
+
+  // Enqueues; waits while the queue is full. What comes from text_sink also waits for a flush of
+  // the main input to end. Returns the flow of the output for data, and GST_FLOW_FLUSHING when
+  // stopped or *gone.
+  GstFlowReturn push(LlmCommand command, const std::atomic<bool>* gone = nullptr);
+  // The same, but never waits; false if it would have to.
+  bool try_push(LlmCommand command);
+  void drop_text_sink_messages();
+
+  // One command. False when the task should pause: flushing or stopped.
+  bool run_once();
+
+  // Ends the running answer, if there is one, at its next token.
+  void interrupt(int64_t heard_bytes);
+  // Ends the running answer, drops input that waits, and forgets the conversation.
+  void reset_session();
+
+  void set_options(const LanguageModelOptions& options);
+  void set_timestamp_mode(TimestampMode mode) { mode_ = mode; }
+  LlmStats stats() const;
+
+ private:
+  enum class Outcome { kDone, kInterrupted, kAbandoned };
+  struct Answer;
+
+  bool wait_for_room(std::unique_lock<std::mutex>& lock, const LlmCommand& command,
+                     const std::atomic<bool>* gone);
+  std::optional<LlmCommand> pop();
+  void carry_out(LlmCommand command);
+  void forward(EventPtr event);
+
+  bool ready();
+  bool failed() const;
+  void fail(GstFlowReturn flow);
+  void fail(const Error& error);
+  void new_session();
+  void prefill(const LlmCommand& command);
+  void message(const LlmCommand& command);
+  void refuse(const Error& error);
+  void end_of_input();
+  void end_of_stream(EventPtr event);
+  void note_input(const LlmCommand& command);
+  void apply_options();
+
+  void answer();
+  Outcome decode(Answer& answer);
+  Outcome after_error(const Error& error);
+  bool say(Answer& answer, const Burst& burst);
+  bool push_speaker(Answer& answer, const Tensor& speaker);
+  bool push_text(Answer& answer, const std::string& text);
+  void finish_answer(const Answer& answer, const char* finish);
+  bool begin_answering();
+  void end_answering();
+
+  void ensure_started();
+  GstClockTime output_time();
+
+  GstMiniCpmoElement* const element_;
+  GstPad* const src_;
+  std::unique_ptr<LanguageModel> session_;  // of the task
+
+  // Set by begin_flush, stop and interrupt; handed to every call of the session.
+  CancelFlag cancel_;
+  std::atomic<TimestampMode> mode_{TimestampMode::kInput};
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  // mutex_ guards from here:
+  std::deque<LlmCommand> queue_;
+  bool active_ = false;
+  bool flushing_ = false;
+  bool answering_ = false;
+  bool interrupted_ = false;
+  bool reset_requested_ = false;
+  bool eos_queued_ = false;
+  int64_t heard_bytes_ = -1;
+  uint64_t flushes_ = 0;
+  GstFlowReturn flow_ = GST_FLOW_OK;
+  LlmStats stats_;
+  LanguageModelOptions options_;
+  bool options_changed_ = false;
+  // ... to here.
+
+  // Of the task:
+  bool session_used_ = false;
+  bool stream_started_ = false;
+  bool segment_sent_ = false;
+  guint32 segment_seqnum_ = GST_SEQNUM_INVALID;
+  bool turn_full_ = false;  // audio of this turn no longer fits
+  guint64 turn_id_ = 0;     // of the open turn; 0: none
+  guint64 last_turn_id_ = 0;
+  GstClockTime turn_end_ = GST_CLOCK_TIME_NONE;
+  GstClockTime capture_time_ = GST_CLOCK_TIME_NONE;
+  GstClockTime last_output_ = 0;
+  guint64 answered_ = 0;  // since the stream started
+  std::optional<Error> refused_;
+};
+
+}  // namespace minicpmo
