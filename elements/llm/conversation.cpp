@@ -101,7 +101,7 @@ void Conversation::restart() {
   fed_.resize(static_cast<size_t>(system_rows_));
   system_read_ = system_rows_ > 0;
   new_user_ = true;
-  turn_open_ = generated_ = completed_ = answering_ = speech_ended_ = false;
+  turn_open_ = generated_ = completed_ = answering_ = interrupted_ = speech_ended_ = false;
   sampled_ = text_bytes_ = answer_at_ = 0;
   said_.clear();
   held_.clear();
@@ -122,13 +122,18 @@ bool Conversation::wraps_first_message() const {
   return upstream() && !system_read_ && system_prompt_.empty();
 }
 
+std::optional<int32_t> Conversation::unread() const {
+  if (upstream() || !new_user_ || !(answering_ || interrupted_)) return std::nullopt;
+  return carried_;
+}
+
 const Prompt& Conversation::turn_start() const {
   if (!generated_) return prompts_->user;
   if (completed_) return prompts_->user_after_stop;
   if (!upstream()) {
     // The answer was cut right behind its <|tts_eos|>: one is enough.
     const bool fed_any = length() > answer_at_;
-    const int32_t last = carried_ ? *carried_ : fed_any ? fed_.back() : -1;
+    const int32_t last = unread() ? *unread() : fed_any ? fed_.back() : -1;
     if (last == prompts_->speech_end) return prompts_->user_after_stop;
   }
   return prompts_->user_after_cut;
@@ -136,14 +141,13 @@ const Prompt& Conversation::turn_start() const {
 
 int64_t Conversation::turn_start_rows() const {
   if (!new_user_) return 0;
-  return static_cast<int64_t>(turn_start().ids.size()) + (carried_ && !upstream() ? 1 : 0);
+  return static_cast<int64_t>(turn_start().ids.size()) + (unread() ? 1 : 0);
 }
 
 // What comes before the start of the turn.
 void Conversation::begin_turn(Feed* feed) const {
   *feed = system_message();
-  // Upstream loses the last sampled token of an answer that did not reach its stop token.
-  if (new_user_ && carried_ && !upstream()) feed->ids.push_back(*carried_);
+  if (unread()) feed->ids.push_back(*unread());
 }
 
 Feed Conversation::user_audio(int64_t rows) const {
@@ -220,7 +224,7 @@ void Conversation::accept_user(const Feed& feed) {
 void Conversation::accept_answer(const Feed& feed, int max_new_tokens) {
   append(&fed_, feed.ids);
   new_user_ = generated_ = answering_ = true;
-  completed_ = turn_open_ = speech_ended_ = false;
+  completed_ = turn_open_ = speech_ended_ = interrupted_ = false;
   max_new_tokens_ = std::max(1, max_new_tokens);
   sampled_ = text_bytes_ = 0;
   answer_at_ = length();
@@ -288,6 +292,7 @@ Burst Conversation::accept_burst(std::vector<int32_t> ids, FinishReason finish) 
 void Conversation::interrupt(int64_t heard_bytes) {
   if (turn_open_ || !generated_) return;
   answering_ = false;
+  interrupted_ = true;
   if (upstream() || heard_bytes < 0) return;
   if (completed_ && heard_bytes >= text_bytes_) return;
   size_t keep = 0;

@@ -121,6 +121,10 @@ class Conversation {
     int64_t text_end;  // bytes of reported text when this token was complete
   };
   bool upstream() const { return compatibility_ == Compatibility::kUpstream; }
+  // The last sampled token, if the next user turn is to feed it. Upstream loses it whenever an
+  // answer ends without a stop token; here it is lost only if max_new_tokens or the context's size
+  // ended the answer.
+  std::optional<int32_t> unread() const;
   bool wraps_first_message() const;
   const Prompt& turn_start() const;
   void begin_turn(Feed* feed) const;
@@ -141,6 +145,7 @@ class Conversation {
   bool generated_ = false;
   bool completed_ = false;  // the last answer ended with a stop token, and all of it was heard
   bool answering_ = false;
+  bool interrupted_ = false;  // interrupt() was called for the last answer
 
   // The last answer.
   int max_new_tokens_ = 0;

@@ -221,7 +221,7 @@ Result<void> LanguageSession::prefill(const std::function<Feed(const Conversatio
     // next turn and its answer might not fit.
     const int64_t second = conversation_.turn_start_rows() + weights_->prompts->group_rows + 2;
     const int64_t short_by = std::max<int64_t>(0, second - feed.rows());
-    if (!fits(conversation_, feed, session_options_.max_new_tokens + short_by)) {
+    if (!fits(conversation_, feed, options_.max_new_tokens + short_by)) {
       Conversation anew = conversation_;
       anew.restart();
       Feed first = make_feed(anew);
@@ -313,7 +313,6 @@ Result<void> LanguageSession::start_answer(const CancelFlag& cancel) {
     queue_.clear();
     queued_rows_ = 0;
     conversation_.accept_answer(feed, options_.max_new_tokens);
-    session_options_.max_new_tokens = options_.max_new_tokens;
     const int64_t speaker =
         hidden.size(0) - feed.rows() + static_cast<int64_t>(weights_->prompts->speaker_at);
     answer_ = Answer{resolve_sampling(options_, weights_->config.generation),

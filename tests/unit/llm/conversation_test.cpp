@@ -368,7 +368,17 @@ TEST_F(ConversationTest, MaxNewTokensIsExact) {
   EXPECT_EQ(finish, FinishReason::kLength);
   const std::string before = fed();
   hear(1);
-  EXPECT_EQ(fed(), before + "a<|tts_eos|><|im_end|>\n<|im_start|>user\n" + audio(1));
+  EXPECT_EQ(fed(), before + "<|tts_eos|><|im_end|>\n<|im_start|>user\n" + audio(1));
+}
+
+TEST_F(ConversationTest, InterruptAfterMaxNewTokensKeepsTheLastToken) {
+  hear(1);
+  answer(3);
+  const std::string before = fed();
+  EXPECT_EQ(burst("abc").finish, FinishReason::kLength);
+  talk_->interrupt(3);
+  hear(1);
+  EXPECT_EQ(fed(), before + "abc<|tts_eos|><|im_end|>\n<|im_start|>user\n" + audio(1));
 }
 
 TEST_F(ConversationTest, UpstreamOverrunsMaxNewTokens) {

@@ -6,8 +6,10 @@
 #include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "engine/stage_scope.h"
 #include "engine/torch_tensor.h"
@@ -240,7 +242,7 @@ TEST_F(LanguageModelTest, PenaltyScopeIsTheBurst) {
   ASSERT_TRUE(s->prefill_text("Please spell the word queen.", go_).ok());
   (void)answer(*s);
   EXPECT_EQ(said.size(), 9u);
-  EXPECT_TRUE(penalty_mattered || said.size() == 9u);
+  EXPECT_TRUE(penalty_mattered);
 }
 
 TEST_F(LanguageModelTest, TurnThatDoesNotFitIsRefusedAndNothingChanges) {
@@ -341,7 +343,6 @@ TEST_F(LanguageModelTest, ContextLengthIsLimitedByTheModel) {
 }
 
 TEST_F(LanguageModelTest, InterruptionLeavesWhatAShorterAnswerWouldHave) {
-  const auto abcdef = weights_->tokenizer->encode("ABCDEF");
   std::vector<int32_t> one_by_one;
   for (char c : std::string("ABCDEF")) one_by_one.push_back(letter(c));
   for (int heard = 1; heard <= 6; ++heard) {
@@ -358,6 +359,7 @@ TEST_F(LanguageModelTest, InterruptionLeavesWhatAShorterAnswerWouldHave) {
     force(*small, one_by_one);
     ASSERT_TRUE(small->prefill_text("Spell it", go_).ok());
     (void)answer(*small);
+    small->interrupt(-1);
     small->set_options(greedy());
     std::vector<int32_t> next[2];
     for (int i = 0; i < 2; ++i) {
@@ -582,6 +584,26 @@ TEST_F(LanguageModelTest, LongTextIsReadInSlices) {
   EXPECT_LT(relative_difference(seen, logits_from_scratch(history)), 1e-4);
 }
 
+TEST_F(LanguageModelTest, LongTextIsCancelledBetweenSlices) {
+  auto s = session(), other = session();
+  std::string text;
+  for (int i = 0; i < 6000; ++i) text += "seven ";
+  CancelFlag flag;
+  const auto fed = s->conversation().fed();
+  std::thread soon([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    flag.set();
+  });
+  const auto result = s->prefill_text(text, flag);
+  soon.join();
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().code, ErrorCode::kCancelled);
+  EXPECT_EQ(s->conversation().fed(), fed);
+  for (auto* one : {s.get(), other.get()})
+    ASSERT_TRUE(one->prefill_text("What is the capital of Norway?", go_).ok());
+  EXPECT_EQ(answer(*s).ids, answer(*other).ids);
+}
+
 TEST_F(LanguageModelTest, SessionsDoNotShareTheirContext) {
   auto a = session(), b = session(), lone = session();
   ASSERT_TRUE(a->prefill_text("My name is Anna", go_).ok());
@@ -600,7 +622,7 @@ TEST_F(LanguageModelTest, SessionsDoNotShareTheirContext) {
   EXPECT_EQ(said.ids, answer(*lone).ids);
 }
 
-// The bound README states for bfloat16: 5 % of the largest logit, with the same tokens forced.
+// max|difference| / max|logit| with the same tokens forced; 0.0064 was measured.
 TEST_F(LanguageModelTest, Bfloat16StaysWithinItsBound) {
   const auto narrow = load_test_model(at::kBFloat16);
   ASSERT_TRUE(narrow);
@@ -621,9 +643,9 @@ TEST_F(LanguageModelTest, Bfloat16StaysWithinItsBound) {
   double worst = 0;
   for (size_t i = 0; i < logits[0].size(); ++i)
     worst = std::max(worst, relative_difference(logits[1][i], logits[0][i]));
-  EXPECT_LT(worst, 0.05);
+  EXPECT_LT(worst, 0.02);
   EXPECT_GT(worst, 0) << "that was not bfloat16";
-  RecordProperty("worst", std::to_string(worst));
+  std::printf("bfloat16: worst relative error of the logits %.2e\n", worst);
 }
 
 TEST_F(LanguageModelTest, LoadReportsProgressAndCanBeCancelled) {
