@@ -46,9 +46,9 @@ class Golden {
     return {data, data + tensor.numel()};
   }
 
-  // A float32 tensor of any shape, flattened.
+  // A floating-point tensor of any shape, as float32 and flattened.
   std::vector<float> floats(const std::string& name) const {
-    const at::Tensor tensor = (*this)[name];
+    const at::Tensor tensor = (*this)[name].to(at::kFloat);
     const float* data = tensor.const_data_ptr<float>();
     return {data, data + tensor.numel()};
   }

@@ -117,6 +117,36 @@ TEST_P(AudioEncoderParity, BFloat16StaysWithinItsBound) {
   EXPECT_GT(worst, 1e-4);  // otherwise this did not run in bfloat16
 }
 
+// 37 s in one turn: the cache is dropped before the chunk that would fill the last position.
+TEST(LongAudioParity, EmbeddingsBeyondTheLastPosition) {
+  const Golden golden("long_audio");
+  const StageScope scope;
+  const auto model = load_model(at::kFloat);
+  const auto block = golden.floats("input.block");
+  std::vector<float> audio;
+  for (int i = 0; i < std::stoi(golden.metadata("repeat")); ++i) {
+    audio.insert(audio.end(), block.begin(), block.end());
+  }
+  const auto chunks = chunks_of(audio);
+  const auto cached = golden.integers("cached_frames");
+  ASSERT_EQ(chunks.size(), cached.size());
+  ASSERT_EQ(chunks.size(), static_cast<size_t>(golden.count("chunk.", ".embed")));
+  auto session = new_audio_encoder(model);
+  AudioCache cache;
+  double worst = 0;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const at::Tensor rows =
+        model->project(model->encode(model->mel(chunks[i]), cache, CancelFlag()));
+    EXPECT_EQ(cache.length, cached[i]) << "chunk " << i;
+    worst = std::max(worst, relative_error(rows, golden[name_of(i, "embed")]));
+    auto step = session->step(chunks[i], CancelFlag());
+    ASSERT_TRUE(step.ok());
+    EXPECT_TRUE((*unwrap_tensor(**step)).equal(rows)) << "chunk " << i;
+  }
+  std::printf("long_audio: worst relative error of embeddings %.2g\n", worst);
+  EXPECT_LE(worst, kBound);
+}
+
 INSTANTIATE_TEST_SUITE_P(Golden, AudioEncoderParity, testing::Values("q01_cap", "q05_count"),
                          [](const auto& test) { return std::string(test.param); });
 

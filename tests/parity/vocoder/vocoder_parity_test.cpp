@@ -148,6 +148,42 @@ TEST_P(VocoderParity, BFloat16MelStaysWithinItsBound) {
   EXPECT_GT(worst, 1e-4);  // otherwise this did not run in bfloat16
 }
 
+// Answers of several segments; the golden sound is stored in float16, which rounds by up to 2.5e-4.
+class SegmentParity : public testing::TestWithParam<Compatibility> {};
+
+TEST_P(SegmentParity, JoinsOfSegments) {
+  const bool upstream = GetParam() == Compatibility::kUpstream;
+  const Golden golden(upstream ? "two_segments_upstream" : "two_segments_none");
+  const StageScope scope;
+  const auto wide = golden.integers("codes"), calls = golden.integers("calls");
+  const std::vector<int32_t> codes(wide.begin(), wide.end());
+  auto session = new_vocoder(load_model(at::kFloat), VocoderOptions{GetParam()});
+  std::vector<float> pcm;
+  int64_t begin = 0, joins = 0;
+  for (size_t i = 0; i < calls.size();
+       i += 5) {  // segment, new rows, burst, text tokens, first of a continuation
+    auto piece = session->step(*rows_of(codes, begin, begin + calls[i + 1]), calls[i + 4] == 1,
+                               CancelFlag());
+    ASSERT_TRUE(piece.ok()) << piece.error().message;
+    append(pcm, **piece);
+    begin += calls[i + 1];
+    joins += calls[i + 4];
+  }
+  append(pcm, **session->flush());
+  EXPECT_EQ(joins, upstream ? 1 : 3);
+  EXPECT_EQ(pcm.size(), codes.size() / 4 * 512 + (upstream ? 2048 : 0));
+  const double error = max_difference(pcm, golden.floats("output.audio"));
+  std::printf("%s: %.2g of full scale\n", upstream ? "upstream" : "none", error);
+  EXPECT_LE(error, 3e-4);
+}
+
+INSTANTIATE_TEST_SUITE_P(Compatibility, SegmentParity,
+                         testing::Values(Compatibility::kNone, Compatibility::kUpstream),
+                         [](const auto& test) {
+                           return std::string(test.param == Compatibility::kNone ? "none"
+                                                                                 : "upstream");
+                         });
+
 INSTANTIATE_TEST_SUITE_P(Golden, VocoderParity, testing::Values("q01_cap", "q05_count"),
                          [](const auto& test) { return std::string(test.param); });
 
