@@ -13,10 +13,8 @@ constexpr size_t kLongestWord = 2048;  // bytes of a last word that is encoded a
 constexpr size_t kLongestBurst = 64;   // three tokens of a language model are shorter
 constexpr size_t kPiece = 12;  // bytes after which a piece of a longer text ends with its word
 constexpr size_t kLongestPiece = 48;  // ... or anywhere
-constexpr int64_t kSlotsLeftAtSegmentEnd =
-    180;  // a segment ends with the next sentence when fewer are left
-constexpr size_t kEnoughUnread =
-    1024;  // bytes that the speech, ended too early, does not wait for more of
+// A segment ends with the next sentence when no more slots are left than these.
+constexpr int64_t kSlotsLeftAtSegmentEnd = 180;
 constexpr size_t kPrefixTokens = 5;     // text a continuation segment starts from
 constexpr int64_t kSpecialsBefore = 2;  // [Stts] and the speaker vector
 
@@ -153,10 +151,8 @@ std::optional<std::string> SpeechText::take_burst() {
 }
 
 std::optional<SpeechCall> SpeechText::next() {
-  while (phase_ == Phase::kReading || phase_ == Phase::kEndedEarly) {
-    if (phase_ == Phase::kEndedEarly) {
-      if (!collect_unread()) return std::nullopt;
-    } else if (auto burst = take_burst()) {
+  while (phase_ == Phase::kReading) {
+    if (auto burst = take_burst()) {
       if (auto call = read(*burst)) return call;
     } else if (ended_) {
       text_ended();
@@ -297,20 +293,15 @@ SpeechCall SpeechText::new_call(int64_t begin, int64_t end, bool with_end_token)
 
 void SpeechText::generated(bool end_of_speech, bool limit) {
   if (!end_of_speech && !limit) return;
-  if (upstream() && (limit || phase_ == Phase::kReading || !cut_)) {
+  const bool early = phase_ == Phase::kReading;
+  if (upstream() ? early || limit || !cut_ : !early && !cut_) {
     phase_ = Phase::kDone;
-  } else if (phase_ == Phase::kReading) {
-    split_unread();
-    phase_ = Phase::kEndedEarly;
-    goes_on_ = !limit;
-    if (ended_ && queue_.empty() && !speakable(tokenizer_->encode(rest_), 0)) phase_ = Phase::kDone;
-  } else if (!cut_) {
-    phase_ = Phase::kDone;
-  } else {
-    end_segment(!limit);
-    // If nothing is left to say the last chunk can tell already.
-    if (ended_ && queue_.empty() && !upstream() && !speakable_) phase_ = Phase::kDone;
+    return;
   }
+  if (early) split_unread();
+  end_segment(!limit);
+  // If nothing is left to say the last chunk can tell already.
+  if (ended_ && queue_.empty() && !upstream() && !speakable_) phase_ = Phase::kDone;
 }
 
 // The speech has ended before its text: what was not prefilled is for the next segment.
@@ -321,21 +312,6 @@ void SpeechText::split_unread() {
   rest_ = text_.text().substr(offset);
   text_.truncate(offset);
   keep_slots();
-}
-
-// After that: the next segment starts when the rest of the text is there, or enough of it. False:
-// not yet.
-bool SpeechText::collect_unread() {
-  while (rest_.size() <= kEnoughUnread) {
-    const auto burst = take_burst();
-    if (!burst) break;
-    rest_ += normalizer_.normalize(*burst).text;
-  }
-  const bool enough = rest_.size() > kEnoughUnread;
-  if (!enough && !ended_) return false;
-  if (enough) queue_.push_front({std::exchange(rest_, {}), 0, true});
-  end_segment(goes_on_);
-  return true;
 }
 
 // with_prefix: the next segment goes on from the sound of this one.

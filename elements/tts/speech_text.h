@@ -87,7 +87,7 @@ class SpeechText {
   const std::string& text() const { return text_.text(); }
 
  private:
-  enum class Phase { kReading, kSpeakingRest, kEndedEarly, kDone };
+  enum class Phase { kReading, kSpeakingRest, kDone };
   struct Pending {
     std::string text;
     size_t offset = 0;
@@ -107,7 +107,6 @@ class SpeechText {
   SpeechCall new_call(int64_t begin, int64_t end, bool with_end_token);
   void end_segment(bool with_prefix);
   void split_unread();
-  bool collect_unread();
   bool speakable(const std::vector<int32_t>& ids, size_t from) const;
   size_t word_boundary(int64_t max_tokens, bool whole_words) const;
 
@@ -128,7 +127,6 @@ class SpeechText {
   bool rest_prefilled_ = false;
   bool speakable_ = false;  // the segment's text has something to say
   bool cut_ = false;        // another segment follows
-  bool goes_on_ = false;    // ... from the sound of this one, though it ended early
   int64_t slices_ = 0;      // prefilled
   GrowingText text_;
   std::vector<int32_t> slot_ids_;  // what the slots hold: text_.ids(), cut to them

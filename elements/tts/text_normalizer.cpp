@@ -71,7 +71,6 @@ void TextNormalizer::start() {
   chinese_ = false;
   bursts_ = ideographs_ = letters_ = 0;
   last_ = Last::kOther;
-  after_digit_ = false;
 }
 
 void TextNormalizer::start_continuation(std::string_view head) {
@@ -103,14 +102,19 @@ NormalizedBurst TextNormalizer::keep_apart(std::string_view burst) {
   NormalizedBurst out;
   for_each_character(burst, [&](gunichar c, std::string_view bytes) {
     if (c == '*') return;
-    const bool digit = c >= '0' && c <= '9';
-    const bool letter = c < 0x80 && g_ascii_isalpha(static_cast<char>(c));
-    const bool apart = english && digit ? last_ != Last::kOther : letter && last_ == Last::kNumber;
-    if (apart) out.text += ' ';
-    out.text += !digit ? bytes : english ? kEnglish[c - '0'] : kChinese[c - '0'];
-    if (is_sentence_end(bytes) && !(c == '.' && after_digit_)) out.sentence_end = out.text.size();
-    after_digit_ = g_unichar_isdigit(c);
-    last_ = digit && english ? Last::kNumber : letter ? Last::kLetter : Last::kOther;
+    const int digit = g_unichar_isdigit(c) ? g_unichar_digit_value(c) : -1;
+    const bool letter = g_unichar_isalpha(c);
+    if (english && digit >= 0 ? last_ != Last::kOther : letter && last_ == Last::kEnglishDigit)
+      out.text += ' ';
+    if (digit >= 0) {
+      out.text += (english ? kEnglish : kChinese)[static_cast<size_t>(digit)];
+      last_ = english ? Last::kEnglishDigit : Last::kDigit;
+      return;
+    }
+    out.text += bytes;
+    const bool after_digit = last_ == Last::kDigit || last_ == Last::kEnglishDigit;
+    if (is_sentence_end(bytes) && !(c == '.' && after_digit)) out.sentence_end = out.text.size();
+    last_ = letter ? Last::kLetter : Last::kOther;
   });
   return out;
 }

@@ -52,11 +52,7 @@ class TextNormalizer {
   NormalizedBurst normalize(std::string_view burst);
 
  private:
-  enum class Last {
-    kOther,
-    kLetter,
-    kNumber
-  };  // what the text ends with: ASCII letter, English digit
+  enum class Last { kOther, kLetter, kDigit, kEnglishDigit };  // what the raw text ends with
   void count_letters(std::string_view text);
   NormalizedBurst keep_apart(std::string_view burst);
   std::string glue(std::string_view burst) const;
@@ -68,7 +64,6 @@ class TextNormalizer {
   int64_t ideographs_ = 0;
   int64_t letters_ = 0;
   Last last_ = Last::kOther;
-  bool after_digit_ = false;  // the raw text ends with a digit
 };
 
 }  // namespace minicpmo
