@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/gstminicpmoturn.h"
+#include "common/guard.h"
 
 GST_DEBUG_CATEGORY_EXTERN(gst_minicpmo_llm_debug);
 #define GST_CAT_DEFAULT gst_minicpmo_llm_debug
@@ -222,7 +223,16 @@ std::optional<LlmCommand> LlmWorker::pop() {
 }
 
 bool LlmWorker::run_once() {
-  if (auto command = pop()) carry_out(std::move(*command));
+  if (auto command = pop()) {
+    const bool done = guard(GST_ELEMENT(element_), false, [&] {
+      carry_out(std::move(*command));
+      return true;
+    });
+    if (!done) {  // what was thrown is on the bus
+      fail(GST_FLOW_ERROR);
+      end_answering();
+    }
+  }
   std::lock_guard lock(mutex_);
   return active_ && !flushing_;
 }
