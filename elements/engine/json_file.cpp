@@ -96,6 +96,10 @@ Result<json> parse_json(std::string_view text, const std::string& name, const Js
                                           " bytes of JSON, more than the limit of " +
                                           std::to_string(limits.max_bytes)};
   }
+  // The parser takes a zero byte for the end and would not look at what follows.
+  if (const size_t at = text.find('\0'); at != std::string_view::npos) {
+    return Error{ErrorCode::kCorrupt, name + ": not valid JSON at byte " + std::to_string(at + 1)};
+  }
   try {
     JsonBuilder builder(limits.max_depth);
     if (!json::sax_parse(text.begin(), text.end(), &builder)) {

@@ -38,13 +38,22 @@ Error corrupt(const std::string& path, const std::string& what) {
   return Error{ErrorCode::kCorrupt, path + ": " + what};
 }
 
-// A pickle (zip archive or bare) runs code when it is read by the library that made it; we read
-// none.
-bool looks_like_pickle(const std::string& path, const unsigned char* bytes, size_t n) {
-  const auto ends = [&](std::string_view tail) { return std::string_view(path).ends_with(tail); };
-  return ends(".pt") || ends(".pth") || ends(".bin") || ends(".ckpt") || ends(".pkl") ||
-         (n >= 4 && std::memcmp(bytes, "PK\x03\x04", 4) == 0) ||
-         (n >= 2 && bytes[0] == 0x80 && bytes[1] >= 2 && bytes[1] <= 5 && n > 2 && bytes[2] != 0);
+// A pickle runs code when it is read by the library that made it; we read none.
+constexpr const char* kPickle =
+    "a pickle (.pt, .bin), which can run code when it is read; convert it to safetensors first";
+
+bool named_as_pickle(const std::string& path) {
+  for (const char* end : {".pt", ".pth", ".bin", ".ckpt", ".pkl"}) {
+    if (path.ends_with(end)) return true;
+  }
+  return false;
+}
+
+// A zip archive (torch.save) or a bare pickle of protocol 2 to 5. Only asked when the bytes make no
+// sense as a size.
+bool looks_like_pickle(const unsigned char* bytes) {
+  return std::memcmp(bytes, "PK\x03\x04", 4) == 0 ||
+         (bytes[0] == 0x80 && bytes[1] >= 2 && bytes[1] <= 5);
 }
 
 template <class Bits, Bits kExponent>
@@ -84,21 +93,18 @@ Result<std::string> SafetensorsFile::read_header() {
     return Error{ErrorCode::kOpenRead, path_ + " is not a regular file"};
   }
   size_ = static_cast<uint64_t>(status.st_size);
+  if (named_as_pickle(path_)) return corrupt(path_, kPickle);
   unsigned char head[8] = {};
   const size_t have = std::min<uint64_t>(size_, sizeof head);
   if (const auto e = read_all(fd_, 0, head, have); !e.empty()) {
     return Error{ErrorCode::kOpenRead, path_ + " cannot be read: " + e};
-  }
-  if (looks_like_pickle(path_, head, have)) {
-    return corrupt(path_,
-                   "a pickle (.pt, .bin), which can run code when it is read; convert it to "
-                   "safetensors first");
   }
   if (have < sizeof head) {
     return corrupt(path_, std::to_string(size_) + " bytes, too short for a safetensors file");
   }
   uint64_t n = 0;
   for (int i = 7; i >= 0; --i) n = n << 8 | head[i];
+  if (n > size_ - 8 && looks_like_pickle(head)) return corrupt(path_, kPickle);
   if (n > kMaxHeader) {
     return corrupt(path_, "header size " + std::to_string(n) + " is more than 100,000,000");
   }

@@ -259,6 +259,11 @@ Result<SafetensorsHeader> parse_safetensors_header(std::string_view text, const 
   if (text.empty() || text[0] != '{') {
     return Error{ErrorCode::kCorrupt, file + ": header does not start with \"{\""};
   }
+  // The parser takes a zero byte for the end and would not look at what follows.
+  if (const size_t at = text.find('\0'); at != std::string_view::npos) {
+    return Error{ErrorCode::kCorrupt,
+                 file + ": header is not valid JSON at byte " + std::to_string(at)};
+  }
   if (has_long_string(text)) {
     return Error{ErrorCode::kCorrupt, file + ": header holds a string of more than 1 MiB"};
   }

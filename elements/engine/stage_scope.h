@@ -29,6 +29,10 @@ class StageScope {
   c10::InferenceMode inference_;
 };
 
+// kNoSpace if memory ran out (which the CPU allocator reports as a plain c10::Error), otherwise
+// kFailed.
+Error torch_error(const char* what, const c10::Error& e);
+
 // Runs `body` (which returns a Result) inside a StageScope; an exception becomes an Error that
 // names `what`.
 template <class Body>
@@ -36,11 +40,8 @@ auto run_stage(const char* what, Body&& body) noexcept -> decltype(body()) {
   try {
     StageScope scope;
     return std::forward<Body>(body)();
-  } catch (const c10::OutOfMemoryError& e) {
-    return Error{ErrorCode::kNoSpace, std::string(what) + ": out of memory",
-                 e.what_without_backtrace()};
   } catch (const c10::Error& e) {
-    return Error{ErrorCode::kFailed, std::string(what) + " failed", e.what_without_backtrace()};
+    return torch_error(what, e);
   } catch (const std::bad_alloc&) {
     return Error{ErrorCode::kNoSpace, std::string(what) + ": out of memory", "std::bad_alloc"};
   } catch (const std::exception& e) {
