@@ -94,6 +94,7 @@ class WeightsFile {
     std::fwrite(&size, sizeof size, 1, file);
     std::fwrite(header.data(), 1, header.size(), file);
     for (const auto& [name, values] : tensors_) {
+      if (values.data.empty()) continue;
       std::fwrite(values.data.data(), sizeof(float), values.data.size(), file);
     }
     std::fclose(file);
