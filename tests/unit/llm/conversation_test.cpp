@@ -42,13 +42,14 @@ class ConversationTest : public ::testing::Test {
   void answer(int max_new_tokens = 512) {
     talk_->accept_answer(talk_->answer_prompt(), max_new_tokens);
   }
-  Burst burst(const std::vector<int32_t>& ids) {
+  Burst burst(std::vector<int32_t> ids) {
     const bool stop = !ids.empty() && talk_->is_stop(ids.back());
     return talk_->accept_burst(ids, stop ? FinishReason::kStop : FinishReason::kNone);
   }
   Burst burst(const std::string& text) { return burst(ids(text)); }
 
-  std::shared_ptr<const FakeTokenizer> tokenizer_ = std::make_shared<const FakeTokenizer>();
+  std::shared_ptr<const FakeTokenizer> tokenizer_ = std::make_shared<const FakeTokenizer>(
+      FakeTokenizer::dialogue_tokens(), std::vector<std::string>{"x\xE6"});
   std::shared_ptr<const Prompts> prompts_;
   std::unique_ptr<Conversation> talk_;
 };
@@ -311,6 +312,28 @@ TEST_F(ConversationTest, UnfinishedCharacterAtTheEndIsDropped) {
   const Burst last = burst("a\xE6<|im_end|>");
   EXPECT_EQ(last.text, "a");
   EXPECT_EQ(last.finish, FinishReason::kStop);
+}
+
+TEST_F(ConversationTest, WholeCharactersOfAnUnfinishedTokenAreReportedAtTheEnd) {
+  hear(1);
+  answer();
+  EXPECT_EQ(burst(std::vector<int32_t>{tokenizer_->piece(0)}).text, "");
+  EXPECT_EQ(burst(std::vector<int32_t>{prompts_->turn_end}).text, "x");
+  start("x", Compatibility::kUpstream);
+  hear(1);
+  answer();
+  EXPECT_EQ(burst(std::vector<int32_t>{tokenizer_->piece(0)}).text, "");
+  EXPECT_EQ(burst(std::vector<int32_t>{prompts_->turn_end}).text, "");  // lost
+}
+
+TEST_F(ConversationTest, InterruptDropsTheStartOfACharacterThatWasNeverReported) {
+  hear(1);
+  answer();
+  const std::string before = fed();
+  EXPECT_EQ(burst("ab\xE6").text, "ab");
+  talk_->interrupt(2);
+  hear(1);
+  EXPECT_EQ(fed(), before + "ab<|tts_eos|><|im_end|>\n<|im_start|>user\n" + audio(1));
 }
 
 TEST_F(ConversationTest, SpecialTokensAreNoText) {

@@ -1,4 +1,5 @@
-// A tokenizer whose ids are easy to read in a test: one id per byte, added tokens from 256 on.
+// A tokenizer whose ids are easy to read in a test: one id per byte, added tokens from 256 on, then
+// pieces of several bytes that only decode() knows.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +19,11 @@ class FakeTokenizer final : public Tokenizer {
             "<|spk_eos|>",     "<|tts_bos|>",   "<|tts_eos|>"};
   }
 
-  explicit FakeTokenizer(std::vector<std::string> added = dialogue_tokens())
-      : added_(std::move(added)) {}
+  explicit FakeTokenizer(std::vector<std::string> added = dialogue_tokens(),
+                         std::vector<std::string> pieces = {})
+      : added_(std::move(added)), pieces_(std::move(pieces)) {}
+
+  int32_t piece(size_t index) const { return static_cast<int32_t>(256 + added_.size() + index); }
 
   // As in the real vocabulary, id 0 is "!"; the two bytes change places.
   static int32_t of_byte(char c) {
@@ -62,10 +66,12 @@ class FakeTokenizer final : public Tokenizer {
   }
   std::string id_to_token(int32_t id) const override {
     if (id < 0 || id >= size()) return "";
-    return id < 256 ? std::string(1, static_cast<char>(id)) : added_[static_cast<size_t>(id - 256)];
+    if (id < 256) return std::string(1, static_cast<char>(id));
+    const auto index = static_cast<size_t>(id - 256);
+    return index < added_.size() ? added_[index] : pieces_[index - added_.size()];
   }
-  bool is_added_token(int32_t id) const override { return id >= 256 && id < size(); }
-  int32_t size() const override { return 256 + static_cast<int32_t>(added_.size()); }
+  bool is_added_token(int32_t id) const override { return id >= 256 && id < piece(0); }
+  int32_t size() const override { return piece(pieces_.size()); }
 
  private:
   // One U+FFFD for each longest piece that starts a character and does not finish it (tests use
@@ -87,7 +93,7 @@ class FakeTokenizer final : public Tokenizer {
     return out;
   }
 
-  std::vector<std::string> added_;
+  std::vector<std::string> added_, pieces_;
 };
 
 }  // namespace minicpmo

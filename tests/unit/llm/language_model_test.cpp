@@ -174,6 +174,17 @@ TEST_F(LanguageModelTest, AnswersOfASessionDifferAndResetRepeatsThem) {
   EXPECT_EQ(ids[1], ids[3]);
 }
 
+TEST_F(LanguageModelTest, EveryBurstDrawsNewNumbers) {
+  auto options = lively(1);
+  options.temperature = 1e9;  // every token as likely as the others
+  auto s = session(options);
+  ASSERT_TRUE(s->prefill_text("Hello", go_).ok());
+  ASSERT_TRUE(s->start_answer(go_).ok());
+  const auto first = s->next_burst(go_)->ids;
+  const auto second = s->next_burst(go_)->ids;
+  EXPECT_NE(first, second);
+}
+
 TEST_F(LanguageModelTest, GreedyDoesNotDependOnTheSeed) {
   auto options = greedy();
   std::vector<int32_t> ids[2];
