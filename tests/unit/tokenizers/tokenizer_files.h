@@ -5,7 +5,6 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -19,8 +18,13 @@ class TemporaryFile {
   explicit TemporaryFile(const std::string& content) {
     path_ = (std::filesystem::temp_directory_path() / "minicpmo-tokenizer-XXXXXX").string();
     int fd = mkstemp(path_.data());
+    // Not through a stream that truncates: some file systems then flush to disk at each close.
+    for (size_t done = 0; fd >= 0 && done < content.size();) {
+      ssize_t written = write(fd, content.data() + done, content.size() - done);
+      if (written <= 0) break;
+      done += static_cast<size_t>(written);
+    }
     if (fd >= 0) close(fd);
-    std::ofstream(path_, std::ios::binary) << content;
   }
   ~TemporaryFile() { unlink(path_.c_str()); }
   TemporaryFile(const TemporaryFile&) = delete;
