@@ -6,6 +6,7 @@ OUT_DIR gets, for each of the vocabularies
     tiny_bpe, tiny_wordpiece    of the small checkpoint in MODEL_DIR
     big_bpe, big_wordpiece      trained here on random multilingual text; with lstrip, rstrip and normalised tokens
     odd_bpe                     no normaliser, merges as strings, an unknown token, bytes missing
+    pairs_bpe                   any two bytes merge, so that ids show each split
     cased_wordpiece             nothing cleaned, lower-cased or stripped; decoder without clean-up
 a NAME.json (tokenizer) and a NAME.bin of little-endian records: u32 text bytes, the text, u32 number of ids, i32 ids,
 u32 bytes, decode(ids) -- and the same again for decode() of random ids, with no text: text bytes = 0xFFFFFFFF.
@@ -175,6 +176,19 @@ def odd_bpe():
     return Tokenizer.from_str(json.dumps(j))
 
 
+def pairs_bpe():
+    """Merges any two bytes, so that the ids show where the text was split."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(a, b) for a in alphabet for b in alphabet]
+    tokens = alphabet + [a + b for a, b in merges]
+    t = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    t.normalizer = normalizers.NFC()
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+                                               pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.decoder = decoders.ByteLevel()
+    return t
+
+
 def wordpiece(normalizer, decoder, lower):
     t = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
     t.normalizer = normalizer
@@ -195,6 +209,7 @@ def vocabularies(model_dir):
     yield "tiny_wordpiece", tiny_wordpiece
     yield "big_bpe", big_bpe()
     yield "odd_bpe", odd_bpe()
+    yield "pairs_bpe", pairs_bpe()
     yield "big_wordpiece", wordpiece(normalizers.BertNormalizer(), decoders.WordPiece(), True)
     yield "cased_wordpiece", wordpiece(
         normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False),
