@@ -334,14 +334,17 @@ class SpeechDecoder:
 class Stitcher:
     """Codes to sound: windows of new code rows and the four before them, cross-faded over 2048 samples."""
 
-    def __init__(self, model: Model, compatibility: str = "none", trace=None):
-        """trace(first row, end row, mel, wave) of every window; rows count from the start of the answer."""
-        self.m, self.upstream, self.trace = model, compatibility == "upstream", trace
+    def __init__(self, model: Model, compatibility: str = "none", trace=None, early: bool = False):
+        """trace(first row, end row, mel, wave) of every window; rows count from the start of the answer.
+
+        early: give samples out as soon as they are final; the sound is the same.
+        """
+        self.m, self.upstream, self.trace, self.early = model, compatibility == "upstream", trace, early
         self.codes: list[list[int]] = []
         self.held: torch.Tensor | None = None   # samples not given out yet; upstream holds back the whole first window
 
     def add(self, rows: list[list[int]], segment_start: bool = False) -> torch.Tensor:
-        """The samples that are given out by upstream after this chunk; may be none."""
+        """The samples that are given out after this chunk; may be none."""
         begin = max(len(self.codes) - WINDOW_BACK, 0)
         self.codes += rows
         mel = self.m.codes_to_mel(self.codes[begin:])
@@ -350,12 +353,20 @@ class Stitcher:
             self.trace(begin, len(self.codes), mel, wave)
         if self.held is None or (segment_start and self.upstream):
             out, self.held = self.flush(), wave
-            return out
+            return torch.cat([out, self._final()])
         n = min(OVERLAP, len(self.held), len(wave))
         i = torch.arange(n)
         faded = (self.held[len(self.held) - n:] * (n - i) + wave[:n] * (i + 1)) / (n + 1)
         out = torch.cat([self.held[:len(self.held) - n], faded])
         self.held = wave[n:]
+        return torch.cat([out, self._final()])
+
+    def _final(self) -> torch.Tensor:
+        """Held samples that no cross-fade will touch, if they are wanted early."""
+        if not self.early:
+            return torch.zeros(0)
+        n = max(len(self.held) - OVERLAP, 0)
+        out, self.held = self.held[:n], self.held[n:]
         return out
 
     def flush(self) -> torch.Tensor:
