@@ -227,7 +227,8 @@ static void gst_minicpmo_audio_enc_class_init(GstMiniCpmoAudioEncClass* klass) {
   gst_element_class_add_static_pad_template(element_class, &src_template);
   gst_element_class_set_static_metadata(
       element_class, "MiniCPM-o audio encoder", "Encoder/Audio/Converter",
-      "Turns speech into embeddings for minicpmollm (MiniCPM-o 2.6)", "The gst-minicpmo authors");
+      "Turns speech into embeddings for minicpmollm (MiniCPM-o 2.6)",
+      "The gst-minicpmo developers");
 }
 
 static void gst_minicpmo_audio_enc_init(GstMiniCpmoAudioEnc* self) {

@@ -228,7 +228,7 @@ static void gst_minicpmo_vocoder_class_init(GstMiniCpmoVocoderClass* klass) {
   gst_element_class_add_static_pad_template(element_class, &src_template);
   gst_element_class_set_static_metadata(
       element_class, "MiniCPM-o vocoder", "Decoder/Audio/Converter",
-      "Turns audio codes of minicpmotts into sound (MiniCPM-o 2.6)", "The gst-minicpmo authors");
+      "Turns audio codes of minicpmotts into sound (MiniCPM-o 2.6)", "The gst-minicpmo developers");
 }
 
 static void gst_minicpmo_vocoder_init(GstMiniCpmoVocoder* self) {
