@@ -30,9 +30,10 @@ Output run(std::vector<std::string> arguments, const std::string& input = "") {
   gint in_fd = -1, out_fd = -1, err_fd = -1;
   GPid pid = 0;
   GError* error = nullptr;
-  if (!g_spawn_async_with_pipes(nullptr, argv.data(), nullptr,
-                                static_cast<GSpawnFlags>(G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD),
-                                nullptr, nullptr, &pid, &in_fd, &out_fd, &err_fd, &error)) {
+  if (!g_spawn_async_with_pipes(
+          nullptr, argv.data(), nullptr,
+          static_cast<GSpawnFlags>(G_SPAWN_SEARCH_PATH | G_SPAWN_DO_NOT_REAP_CHILD), nullptr,
+          nullptr, &pid, &in_fd, &out_fd, &err_fd, &error)) {
     result.err = error->message;
     g_error_free(error);
     return result;
@@ -54,14 +55,24 @@ Output run(std::vector<std::string> arguments, const std::string& input = "") {
 struct Wav {
   int rate = 0, channels = 0, bits = 0;
   std::vector<float> samples;
-  double seconds() const { return rate ? samples.size() / static_cast<double>(rate) / channels : 0; }
+  double seconds() const {
+    return rate ? samples.size() / static_cast<double>(rate) / channels : 0;
+  }
 };
 
 Wav read_wav(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   const std::string b((std::istreambuf_iterator<char>(file)), {});
-  auto u32 = [&](size_t i) { uint32_t v; std::memcpy(&v, &b[i], 4); return v; };
-  auto u16 = [&](size_t i) { uint16_t v; std::memcpy(&v, &b[i], 2); return v; };
+  auto u32 = [&](size_t i) {
+    uint32_t v;
+    std::memcpy(&v, &b[i], 4);
+    return v;
+  };
+  auto u16 = [&](size_t i) {
+    uint16_t v;
+    std::memcpy(&v, &b[i], 2);
+    return v;
+  };
   Wav wav;
   if (b.size() < 12 || b.compare(0, 4, "RIFF") != 0) return wav;
   for (size_t i = 12; i + 8 <= b.size(); i += 8 + u32(i + 4) + (u32(i + 4) & 1)) {
@@ -133,7 +144,8 @@ TEST_F(Pipelines, QuestionToWavGivesTheSameSamplesTwice) {
   ASSERT_GT(a.samples.size(), 24000u);
   ASSERT_EQ(a.samples.size(), b.samples.size());
   float worst = 0;
-  for (size_t i = 0; i < a.samples.size(); ++i) worst = std::max(worst, std::abs(a.samples[i] - b.samples[i]));
+  for (size_t i = 0; i < a.samples.size(); ++i)
+    worst = std::max(worst, std::abs(a.samples[i] - b.samples[i]));
   EXPECT_LE(worst, 2.1f / 32768) << "more than audioconvert's dither of one step each";
 }
 
@@ -150,7 +162,8 @@ TEST_F(Pipelines, CaptionsPrintsTheWords) {
 }
 
 TEST_F(Pipelines, TextQuestionRemembersTheConversation) {
-  const Output o = run({script("text-question"), file("a.wav")}, "my name is Laura\nwhat is my name\n");
+  const Output o =
+      run({script("text-question"), file("a.wav")}, "my name is Laura\nwhat is my name\n");
   ASSERT_EQ(o.status, 0) << o.err;
   EXPECT_NE(o.out.find("Nice to meet you, Laura."), std::string::npos) << o.out;
   EXPECT_NE(o.out.find("Your name is Laura."), std::string::npos) << o.out;
@@ -171,7 +184,8 @@ TEST_F(Pipelines, RtpReceiverHearsTheWholeAnswer) {
   ASSERT_EQ(run({script("question-to-wav"), sample("q01_cap.wav"), file("sent.wav")}).status, 0);
   // A port of this process's own, so that two test runs do not meet.
   const std::string port = std::to_string(20000 + getpid() % 20000);
-  const Output o = run({script("question-to-rtp"), sample("q01_cap.wav"), file("received.wav"), port});
+  const Output o =
+      run({script("question-to-rtp"), sample("q01_cap.wav"), file("received.wav"), port});
   ASSERT_EQ(o.status, 0) << o.err;
   const Wav sent = read_wav(file("sent.wav")), received = read_wav(file("received.wav"));
   ASSERT_EQ(received.rate, 48000);
@@ -204,7 +218,8 @@ TEST_F(Pipelines, AskTakesATypedQuestion) {
 }
 
 TEST_F(Pipelines, AskLeavesNoHalfFileBehind) {
-  const Output o = run({ASK, "--model", file("no-model"), "-o", file("a.wav"), sample("q01_cap.wav")});
+  const Output o =
+      run({ASK, "--model", file("no-model"), "-o", file("a.wav"), sample("q01_cap.wav")});
   EXPECT_EQ(o.status, 1);
   EXPECT_NE(o.err.find("no-model"), std::string::npos) << o.err;
   EXPECT_TRUE(fs::is_empty(directory_));

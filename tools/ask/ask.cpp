@@ -1,10 +1,13 @@
-// minicpmo-ask: asks one question (a sound file or typed text), prints the words as they come, writes the spoken
-// answer as a WAV file, and prints time to first audio (TTFB) and realtime factor (RTF).
+// minicpmo-ask: asks one question (a sound file or typed text), prints the words as they come,
+// writes the spoken answer as a WAV file, and prints time to first audio (TTFB) and realtime factor
+// (RTF).
 //
-//   TTFB: from the moment the whole question is in (its last sample, or the text, has been handed to the first model
-//         element) to the first PCM buffer leaving the vocoder. The file is read as fast as it can be, so encoding the
-//         whole question counts, unless --realtime paces it like a microphone.
-//   RTF:  (last PCM buffer - end of the question) / seconds of speech made. Below 1 is faster than speech.
+//   TTFB: from the moment the whole question is in (its last sample, or the text, has been handed
+//   to the first model
+//         element) to the first PCM buffer leaving the vocoder. The file is read as fast as it can
+//         be, so encoding the whole question counts, unless --realtime paces it like a microphone.
+//   RTF:  (last PCM buffer - end of the question) / seconds of speech made. Below 1 is faster than
+//   speech.
 
 #include <gst/app/gstappsink.h>
 #include <gst/gst.h>
@@ -29,6 +32,7 @@ struct Options {
   gchar* output = nullptr;
   gchar* output_dir = nullptr;
   gchar* system_prompt = nullptr;
+  gboolean codes = FALSE;
   gboolean upstream = FALSE;
   gboolean realtime = FALSE;
   gboolean json = FALSE;
@@ -96,8 +100,8 @@ GstPadProbeReturn on_audio(GstPad*, GstPadProbeInfo* info, gpointer data) {
   return GST_PAD_PROBE_OK;
 }
 
-void add_probe(GstElement* pipeline, const char* element, const char* pad_name, GstPadProbeType type,
-               GstPadProbeCallback callback, Turn* turn) {
+void add_probe(GstElement* pipeline, const char* element, const char* pad_name,
+               GstPadProbeType type, GstPadProbeCallback callback, Turn* turn) {
   Ref<GstElement> e(gst_bin_get_by_name(GST_BIN(pipeline), element));
   GstPad* pad = gst_element_get_static_pad(e.get(), pad_name);
   gst_pad_add_probe(pad, type, callback, turn, nullptr);
@@ -127,7 +131,8 @@ std::string launch_line(const Options& options, const char* question, const std:
   std::string line;
   if (question) {
     line = "filesrc location=" + quoted(question) +
-           " ! decodebin ! audioconvert ! audioresample ! audio/x-raw,format=F32LE,rate=16000,channels=1 ! ";
+           " ! decodebin ! audioconvert ! audioresample ! "
+           "audio/x-raw,format=F32LE,rate=16000,channels=1 ! ";
     if (options.realtime) line += "identity sync=true ! ";
     line += "minicpmoaudioenc name=first" + common + " ! queue ! ";
   } else {
@@ -135,17 +140,20 @@ std::string launch_line(const Options& options, const char* question, const std:
   }
   line += "minicpmollm name=llm" + common + compatibility;
   if (options.system_prompt) line += " system-prompt=" + quoted(options.system_prompt);
-  line += " ! queue ! minicpmotts" + common + compatibility + " ! queue ! minicpmovocoder name=vocoder" +
-          common + compatibility;
-  if (wav.empty()) {
-    line += " ! fakesink sync=false";
-  } else {
-    line += " ! audioconvert ! audio/x-raw,format=S16LE ! wavenc ! filesink location=" + quoted(wav.c_str());
+  line += " ! queue ! minicpmotts" + common + compatibility;
+  if (options.codes && !wav.empty()) {
+    line += " ! tee name=codes ! queue ! filesink async=false location=" +
+            quoted((wav + ".codes").c_str()) + " codes.";
   }
-  return line;
+  line += " ! queue ! minicpmovocoder name=vocoder" + common + compatibility;
+  if (wav.empty()) return line + " ! fakesink sync=false";
+  return line +
+         " ! audioconvert dithering=none ! audio/x-raw,format=S16LE ! wavenc ! filesink location=" +
+         quoted((wav + ".part").c_str());
 }
 
-// Runs the pipeline to its end. Returns false after printing the error. Keeps the model's context for the next run.
+// Runs the pipeline to its end. Returns false after printing the error. Keeps the model's context
+// for the next run.
 bool run_to_end(GstElement* pipeline, const Options& options, Ref<GstContext>* model) {
   if (*model) gst_element_set_context(pipeline, model->get());
   gst_element_set_state(pipeline, GST_STATE_PLAYING);
@@ -197,7 +205,9 @@ bool run_to_end(GstElement* pipeline, const Options& options, Ref<GstContext>* m
   return ok;
 }
 
-double milliseconds(gint64 from, gint64 to) { return to > 0 ? (to - from) / 1000.0 : -1; }
+double milliseconds(gint64 from, gint64 to) {
+  return to > 0 ? (to - from) / 1000.0 : -1;
+}
 
 nlohmann::json report(const Turn& turn, const char* question) {
   const double seconds = turn.samples / static_cast<double>(kSampleRate);
@@ -222,11 +232,10 @@ std::string wav_path(const Options& options, const char* question) {
   return options.json ? "" : "answer.wav";
 }
 
-bool ask(const Options& options, const char* question, Ref<GstContext>* model, nlohmann::json* results) {
+bool ask(const Options& options, const char* question, Ref<GstContext>* model,
+         nlohmann::json* results) {
   const std::string wav = wav_path(options, question);
-  // Written beside its place and moved there when whole: nobody finds half an answer.
-  const std::string part = wav.empty() ? "" : wav + ".part";
-  const std::string line = launch_line(options, question, part);
+  const std::string line = launch_line(options, question, wav);
   GError* error = nullptr;
   GstElement* parsed = gst_parse_launch(line.c_str(), &error);
   if (!parsed || error) {
@@ -238,14 +247,17 @@ bool ask(const Options& options, const char* question, Ref<GstContext>* model, n
   Ref<GstElement> pipeline(parsed);
   Turn turn;
   turn.print_words = !options.json;
-  add_probe(pipeline.get(), "first", question ? "sink" : "src",
-            static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM),
-            on_question, &turn);
+  add_probe(
+      pipeline.get(), "first", question ? "sink" : "src",
+      static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM),
+      on_question, &turn);
   add_probe(pipeline.get(), "llm", "src", GST_PAD_PROBE_TYPE_BUFFER, on_words, &turn);
   add_probe(pipeline.get(), "vocoder", "src", GST_PAD_PROBE_TYPE_BUFFER, on_audio, &turn);
   const bool ok = run_to_end(pipeline.get(), options, model);
   if (turn.print_words) printf("\n");
-  if (!part.empty()) {
+  if (!wav.empty()) {
+    // Written beside its place and moved there when whole: nobody finds half an answer.
+    const std::string part = wav + ".part";
     if (ok && rename(part.c_str(), wav.c_str()) != 0) {
       perror(wav.c_str());
       return false;
@@ -256,26 +268,38 @@ bool ask(const Options& options, const char* question, Ref<GstContext>* model, n
   if (!wav.empty()) r["wav"] = wav;
   results->push_back(r);
   if (!options.json && ok) {
-    printf("answer: %s (%.2f s)   TTFB: %.1f ms   RTF: %.3f\n", wav.c_str(), r["audio_seconds"].get<double>(),
-           r["ttfb_ms"].get<double>(), r["rtf"].get<double>());
+    printf("answer: %s (%.2f s)   TTFB: %.1f ms   RTF: %.3f\n", wav.c_str(),
+           r["audio_seconds"].get<double>(), r["ttfb_ms"].get<double>(), r["rtf"].get<double>());
   }
   return ok;
 }
 
 GOptionContext* command_line(Options* o) {
   const GOptionEntry entries[] = {
-      {"model", 'm', 0, G_OPTION_ARG_FILENAME, &o->model, "Checkpoint directory (default: the small one)", "DIR"},
+      {"model", 'm', 0, G_OPTION_ARG_FILENAME, &o->model,
+       "Checkpoint directory (default: the small one)", "DIR"},
       {"device", 'd', 0, G_OPTION_ARG_STRING, &o->device, "auto, cpu or cuda:N", "DEVICE"},
-      {"precision", 'p', 0, G_OPTION_ARG_STRING, &o->precision, "auto, float32 or bfloat16", "TYPE"},
-      {"text", 't', 0, G_OPTION_ARG_STRING, &o->text, "Type the question instead of speaking it", "TEXT"},
-      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &o->output, "WAV to write (default answer.wav)", "FILE"},
-      {"output-dir", 0, 0, G_OPTION_ARG_FILENAME, &o->output_dir, "Write one WAV per question here", "DIR"},
-      {"system-prompt", 0, 0, G_OPTION_ARG_STRING, &o->system_prompt, "What the model is told first", "TEXT"},
+      {"precision", 'p', 0, G_OPTION_ARG_STRING, &o->precision, "auto, float32 or bfloat16",
+       "TYPE"},
+      {"text", 't', 0, G_OPTION_ARG_STRING, &o->text, "Type the question instead of speaking it",
+       "TEXT"},
+      {"output", 'o', 0, G_OPTION_ARG_FILENAME, &o->output, "WAV to write (default answer.wav)",
+       "FILE"},
+      {"output-dir", 0, 0, G_OPTION_ARG_FILENAME, &o->output_dir, "Write one WAV per question here",
+       "DIR"},
+      {"codes", 0, 0, G_OPTION_ARG_NONE, &o->codes,
+       "Also write the speech codes, to WAV.codes (uint16, rows of 4)", nullptr},
+      {"system-prompt", 0, 0, G_OPTION_ARG_STRING, &o->system_prompt,
+       "What the model is told first", "TEXT"},
       {"upstream", 0, 0, G_OPTION_ARG_NONE, &o->upstream, "compatibility=upstream", nullptr},
-      {"realtime", 0, 0, G_OPTION_ARG_NONE, &o->realtime, "Feed the question at the pace it was spoken", nullptr},
-      {"runs", 'n', 0, G_OPTION_ARG_INT, &o->runs, "Ask N times, each in a new session (default 1)", "N"},
-      {"json", 0, 0, G_OPTION_ARG_NONE, &o->json, "Print one JSON array, and no WAV unless -o", nullptr},
-      {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &o->questions, nullptr, "[QUESTION...]"},
+      {"realtime", 0, 0, G_OPTION_ARG_NONE, &o->realtime,
+       "Feed the question at the pace it was spoken", nullptr},
+      {"runs", 'n', 0, G_OPTION_ARG_INT, &o->runs, "Ask N times, each in a new session (default 1)",
+       "N"},
+      {"json", 0, 0, G_OPTION_ARG_NONE, &o->json, "Print one JSON array, and no WAV unless -o",
+       nullptr},
+      {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &o->questions, nullptr,
+       "[QUESTION...]"},
       {nullptr, 0, 0, G_OPTION_ARG_NONE, nullptr, nullptr, nullptr}};
   GOptionContext* context = g_option_context_new("- ask MiniCPM-o 2.6 a question");
   g_option_context_add_main_entries(context, entries, nullptr);
