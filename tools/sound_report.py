@@ -11,10 +11,12 @@ Writes DIR/sound_report.json and DIR/NAME.png. Exit code 1, and a line for each,
     mean                                    |mean| < 0.01
     peak                                    > 0.1
 
-Joins are where the stream of a 24 kHz answer is put together: chunks of 12800 samples, each cross-faded with the one before over
-2048 samples, so both borders of each fade: 10752 + 12800 k and 12800 (k + 1). For an answer of several segments, of which not all
-chunks are full, give the positions with --joins. Needs numpy, scipy, matplotlib.
+Joins are where the stream of a 24 kHz answer is put together: chunks of 12800 samples, each cross-faded with
+the one before over 2048 samples, so both borders of each fade: 10752 + 12800 k and 12800 (k + 1). For an
+answer of several segments, of which not all chunks are full, give the positions with --joins. Needs numpy,
+scipy, matplotlib.
 """
+
 import argparse
 import json
 import os
@@ -53,16 +55,22 @@ def band_db(x: np.ndarray, rate: int, low: float, high: float) -> float:
     return float(10 * np.log10(max(band / whole, 1e-20))) if whole > 0 else -200.0
 
 
-def join_steps(x: np.ndarray, joins: list[int]) -> tuple[float, float, int]:
-    """(largest step within one sample of a join, largest step elsewhere, position of the former)."""
-    steps = np.abs(np.diff(x))                     # steps[i] is between samples i and i + 1
+def join_steps(x: np.ndarray, joins: list[int]) -> tuple[float, float, int, float]:
+    """(largest step within one sample of a join, largest step elsewhere, position of the former, largest ratio of a
+    join's step to the largest step within 1024 samples of it: a click in a quiet place shows only there)."""
+    steps = np.abs(np.diff(x))  # steps[i] is between samples i and i + 1
     at_join = np.zeros(len(steps), bool)
     for j in joins:
-        at_join[max(j - 2, 0):j + 1] = True
+        at_join[max(j - 2, 0) : j + 1] = True
     if not at_join.any():
-        return 0.0, float(steps.max(initial=0)), -1
+        return 0.0, float(steps.max(initial=0)), -1, 0.0
+    local = 0.0
+    for j in joins:
+        near = slice(max(j - 1024, 0), j + 1024)
+        around = steps[near][~at_join[near]].max(initial=0)
+        local = max(local, steps[max(j - 2, 0) : j + 1].max(initial=0) / max(around, 1e-4))
     where = int(np.argmax(np.where(at_join, steps, -1)))
-    return float(steps[where]), float(steps[~at_join].max(initial=0)), where
+    return float(steps[where]), float(steps[~at_join].max(initial=0)), where, float(local)
 
 
 def examine(path: str, joins: list[int] | None) -> dict:
@@ -72,13 +80,26 @@ def examine(path: str, joins: list[int] | None) -> dict:
     if not np.isfinite(x).all():
         return dict(file=path, broken=["has samples that are not finite"])
     if joins is None:
-        joins = [p for k in range(len(x) // CHUNK + 1) for p in (CHUNK - OVERLAP + k * CHUNK, CHUNK * (k + 1))]
-    at_join, inside, where = join_steps(x, [j for j in joins if 0 < j < len(x)])
+        joins = [
+            p for k in range(len(x) // CHUNK + 1) for p in (CHUNK - OVERLAP + k * CHUNK, CHUNK * (k + 1))
+        ]
+    at_join, inside, where, local = join_steps(x, [j for j in joins if 0 < j < len(x)])
     full = np.abs(x) >= 32767 / 32768
-    r = dict(file=path, rate=rate, seconds=round(len(x) / rate, 3), below_30_hz_db=round(band_db(x, rate, 0, 30), 1),
-             above_11500_hz_db=round(band_db(x, rate, 11500, rate), 1), join_step=round(at_join, 5), inside_step=round(inside, 5),
-             join_step_ratio=round(at_join / max(inside, 1e-9), 3), join_at=where, mean=round(float(x.mean()), 6),
-             peak=round(float(np.abs(x).max()), 4), clipped=int((full[1:] & full[:-1]).sum()))
+    r = dict(
+        file=path,
+        rate=rate,
+        seconds=round(len(x) / rate, 3),
+        below_30_hz_db=round(band_db(x, rate, 0, 30), 1),
+        above_11500_hz_db=round(band_db(x, rate, 11500, rate), 1),
+        join_step=round(at_join, 5),
+        inside_step=round(inside, 5),
+        join_step_ratio=round(at_join / max(inside, 1e-9), 3),
+        join_at=where,
+        join_step_local_ratio=round(local, 3),
+        mean=round(float(x.mean()), 6),
+        peak=round(float(np.abs(x).max()), 4),
+        clipped=int((full[1:] & full[:-1]).sum()),
+    )
     broken = []
     if rate != 24000:
         broken.append(f"sampling rate is {rate}, not 24000")
@@ -87,8 +108,10 @@ def examine(path: str, joins: list[int] | None) -> dict:
     if r["above_11500_hz_db"] >= LIMITS["above_11500_hz_db"]:
         broken.append(f"energy above 11.5 kHz is {r['above_11500_hz_db']} dB of the whole (limit -30)")
     if r["join_step_ratio"] > LIMITS["join_step_ratio"]:
-        broken.append(f"step of {at_join:.4f} at the join at sample {where}, {r['join_step_ratio']} times the largest inside "
-                      "chunks (limit 1.2)")
+        broken.append(
+            f"step of {at_join:.4f} at the join at sample {where}, {r['join_step_ratio']} times the "
+            "largest inside chunks (limit 1.2)"
+        )
     if r["clipped"]:
         broken.append(f"{r['clipped']} pairs of clipped samples")
     if abs(r["mean"]) >= LIMITS["mean"]:
@@ -102,12 +125,14 @@ def draw(path: str, joins: list[int] | None, out: str):
     rate, x = read(path)
     if len(x) < 512 or not np.isfinite(x).all():
         return
-    figure, (wave, spectrum) = pyplot.subplots(2, 1, figsize=(10, 6), sharex=True, height_ratios=(1, 2), layout="constrained")
+    figure, (wave, spectrum) = pyplot.subplots(
+        2, 1, figsize=(10, 6), sharex=True, height_ratios=(1, 2), layout="constrained"
+    )
     t = np.arange(len(x)) / rate
     wave.plot(t, x, linewidth=0.4)
     wave.set_ylabel("amplitude")
     wave.set_title(os.path.basename(path))
-    x = x + np.random.default_rng(0).normal(0, 1e-6, len(x))   # digital silence has no logarithm
+    x = x + np.random.default_rng(0).normal(0, 1e-6, len(x))  # digital silence has no logarithm
     _, _, _, image = spectrum.specgram(x, NFFT=512, Fs=rate, noverlap=384, vmin=-140, vmax=-30, cmap="magma")
     spectrum.set_xlabel("s")
     spectrum.set_ylabel("Hz")
@@ -122,7 +147,11 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("wav", nargs="+")
     p.add_argument("--out", default=".", help="folder of the report (default: here)")
-    p.add_argument("--joins", type=lambda s: [int(n) for n in s.split(",")], help="sample positions, instead of the usual ones")
+    p.add_argument(
+        "--joins",
+        type=lambda s: [int(n) for n in s.split(",")],
+        help="sample positions, instead of the usual ones",
+    )
     p.add_argument("--no-pictures", action="store_true")
     a = p.parse_args()
     os.makedirs(a.out, exist_ok=True)
@@ -139,9 +168,15 @@ def main():
             print(f"FAILED {path}: {b}")
     good = [r for r in rows if "peak" in r]
     if good:
-        worst = dict(below_30_hz_db=max(r["below_30_hz_db"] for r in good), above_11500_hz_db=max(r["above_11500_hz_db"] for r in good),
-                     join_step_ratio=max(r["join_step_ratio"] for r in good), mean=max((r["mean"] for r in good), key=abs),
-                     lowest_peak=min(r["peak"] for r in good), highest_peak=max(r["peak"] for r in good))
+        worst = dict(
+            below_30_hz_db=max(r["below_30_hz_db"] for r in good),
+            above_11500_hz_db=max(r["above_11500_hz_db"] for r in good),
+            join_step_ratio=max(r["join_step_ratio"] for r in good),
+            join_step_local_ratio=max(r["join_step_local_ratio"] for r in good),
+            mean=max((r["mean"] for r in good), key=abs),
+            lowest_peak=min(r["peak"] for r in good),
+            highest_peak=max(r["peak"] for r in good),
+        )
         print(f"{len(rows)} answers; worst: " + ", ".join(f"{k} {v}" for k, v in worst.items()))
     else:
         worst = {}

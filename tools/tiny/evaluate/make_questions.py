@@ -3,10 +3,12 @@
     python ../training/make_testset.py TESTSET 150
     python make_questions.py MODEL_DIR TESTSET OUT_DIR [--each 20]
 
-Writes full_450.json (every question of TESTSET: text, the reference's reply, sha256 of the WAV, which is made anew when it is
-needed), and --each questions per voice group as FLAC with list.json: the right answer, the reference's reply, and number and
-sha256 of its codes. Questions are taken kind by kind in turn, in the order of the test set. Needs sox.
+Writes full_450.json (every question of TESTSET: text, the reference's reply, sha256 of the WAV, which is made
+anew when it is needed), and --each questions per voice group as FLAC with list.json: the right answer, the
+reference's reply, and number and sha256 of its codes. Questions are taken kind by kind in turn, in the order
+of the test set. Needs sox.
 """
+
 import argparse
 import hashlib
 import json
@@ -53,8 +55,10 @@ def main():
         omni.reset()
         path = os.path.join(a.testset, r["file"])
         reply = omni.ask(read_wav(path), voice=False)[0]
-        full.append({k: r[k] for k in ("file", "group", "kind", "question", "answer")}
-                    | dict(reference_reply=reply, sha256=hashlib.sha256(open(path, "rb").read()).hexdigest()))
+        full.append(
+            {k: r[k] for k in ("file", "group", "kind", "question", "answer")}
+            | dict(reference_reply=reply, sha256=hashlib.sha256(open(path, "rb").read()).hexdigest())
+        )
     right = sum(words(r["reference_reply"]) == words(r["answer"]) for r in full)
     print(f"{right} of {len(full)} right")
     with open(os.path.join(a.out, "full_450.json"), "w") as f:
@@ -64,12 +68,27 @@ def main():
         omni.reset()
         reply, sound = omni.ask(read_wav(os.path.join(a.testset, r["file"])))
         name = os.path.splitext(r["file"])[0] + ".flac"
-        subprocess.run(["sox", "-D", os.path.join(a.testset, r["file"]), "-C", "8", os.path.join(a.out, name)], check=True)
-        assert torch.equal(read_wav(os.path.join(a.out, name)), read_wav(os.path.join(a.testset, r["file"]))), name
-        chosen.append(dict(file=name, group=r["group"], kind=r["kind"], question=r["question"], answer=r["answer"],
-                           reference_reply=reply, codes=len(omni.codes),
-                           codes_sha256=reference_answers.code_digest(omni.codes),
-                           min_margin=reference_answers.code_margin(omni), samples=len(sound)))
+        subprocess.run(
+            ["sox", "-D", os.path.join(a.testset, r["file"]), "-C", "8", os.path.join(a.out, name)],
+            check=True,
+        )
+        assert torch.equal(
+            read_wav(os.path.join(a.out, name)), read_wav(os.path.join(a.testset, r["file"]))
+        ), name
+        chosen.append(
+            dict(
+                file=name,
+                group=r["group"],
+                kind=r["kind"],
+                question=r["question"],
+                answer=r["answer"],
+                reference_reply=reply,
+                codes=len(omni.codes),
+                codes_sha256=reference_answers.code_digest(omni.codes),
+                min_margin=reference_answers.code_margin(omni),
+                samples=len(sound),
+            )
+        )
     with open(os.path.join(a.out, "list.json"), "w") as f:
         f.write("[\n" + ",\n".join(json.dumps(r) for r in chosen) + "\n]\n")
     print(f"{len(chosen)} questions in {a.out}")

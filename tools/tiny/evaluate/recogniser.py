@@ -1,7 +1,9 @@
-"""pocketsphinx as a judge of spoken answers: its own acoustic model, the domain's words, a bigram model of the reply texts.
+"""pocketsphinx as a judge of spoken answers: its own acoustic model, the domain's words, a bigram model of
+the reply texts.
 
 Needs the Debian packages pocketsphinx and pocketsphinx-en-us.
 """
+
 import os
 import re
 import subprocess
@@ -84,6 +86,22 @@ class Recogniser:
         path = os.path.join(self.folder.name, "a.wav")
         quiet = np.zeros(3000)
         wavfile.write(path, 16000, np.round(np.concatenate([quiet, x, quiet]) * 32767).astype(np.int16))
-        r = subprocess.run(["pocketsphinx_continuous", "-infile", path, "-hmm", ACOUSTIC_MODEL, "-dict", self.dictionary,
-                            "-lm", self.grammar, "-logfn", "/dev/null"], capture_output=True, text=True, check=True)
+        r = subprocess.run(
+            [
+                "pocketsphinx_continuous",
+                "-infile",
+                path,
+                "-hmm",
+                ACOUSTIC_MODEL,
+                "-dict",
+                self.dictionary,
+                "-lm",
+                self.grammar,
+                "-logfn",
+                "/dev/null",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return words(r.stdout)

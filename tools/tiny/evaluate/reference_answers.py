@@ -1,10 +1,13 @@
-"""Answers of the Python reference to a folder of questions, as WAV files and the JSON that score_answers.py reads.
+"""Answers of the Python reference to a folder of questions, as WAV files and the JSON that score_answers.py
+reads.
 
     python reference_answers.py MODEL_DIR QUESTIONS_DIR OUT_DIR [--text-only]
 
-QUESTIONS_DIR holds list.json (a list of objects with "file") and the questions, WAV or FLAC. Writes OUT_DIR/answers.json:
-a list of {"file", "text", "wav" (relative to OUT_DIR), "codes", "codes_sha256", "min_margin"}.
+QUESTIONS_DIR holds list.json (a list of objects with "file") and the questions, WAV or FLAC. Writes
+OUT_DIR/answers.json: a list of {"file", "text", "wav" (relative to OUT_DIR), "codes", "codes_sha256",
+"min_margin"}.
 """
+
 import argparse
 import hashlib
 import json
@@ -43,8 +46,12 @@ def main():
         text, sound = omni.ask(read_wav(os.path.join(a.questions, q["file"])), voice=not a.text_only)
         row = dict(file=q["file"], text=text)
         if not a.text_only:
-            row |= dict(wav=os.path.splitext(q["file"])[0] + ".wav", codes=len(omni.codes),
-                        codes_sha256=code_digest(omni.codes), min_margin=code_margin(omni))
+            row |= dict(
+                wav=os.path.splitext(q["file"])[0] + ".wav",
+                codes=len(omni.codes),
+                codes_sha256=code_digest(omni.codes),
+                min_margin=code_margin(omni),
+            )
             write_wav(os.path.join(a.out, row["wav"]), sound)
         answers.append(row)
     json.dump(answers, open(os.path.join(a.out, "answers.json"), "w"), indent=1)

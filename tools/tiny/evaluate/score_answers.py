@@ -2,12 +2,13 @@
 
     python score_answers.py QUESTIONS_DIR ANSWERS [REFERENCE_ANSWERS] [--json OUT] [--voice]
 
-ANSWERS is a JSON list of {"file" (of the question), "text", "wav" (path, relative to the JSON)} or a folder with answers.json.
-REFERENCE_ANSWERS is the same from reference_answers.py; its sound is judged too. Word error rates are over all words of all
-answers with more than two words: "heard" against the answer's own text, "end to end" against the right answer.
-Exit code 1 if a text differs from the reference's reply in list.json, or if a word error rate is more than --tolerance above
-the reference's.
+ANSWERS is a JSON list of {"file" (of the question), "text", "wav" (path, relative to the JSON)} or a folder
+with answers.json. REFERENCE_ANSWERS is the same from reference_answers.py; its sound is judged too. Word
+error rates are over all words of all answers with more than two words: "heard" against the answer's own text,
+"end to end" against the right answer. Exit code 1 if a text differs from the reference's reply in list.json,
+or if a word error rate is more than --tolerance above the reference's.
 """
+
 import argparse
 import json
 import os
@@ -55,13 +56,19 @@ def sound_report(recogniser: Recogniser, questions: list[dict], answers: dict[st
         end_errors += edits(right, heard)
         end_words += len(right)
         rows.append(dict(file=q["file"], text=a["text"], heard=" ".join(heard), errors=edits(text, heard)))
-    return dict(answers=len(rows), words=heard_words, word_error_rate=round(heard_errors / max(heard_words, 1), 4),
-                end_to_end=round(end_errors / max(end_words, 1), 4), rows=rows)
+    return dict(
+        answers=len(rows),
+        words=heard_words,
+        word_error_rate=round(heard_errors / max(heard_words, 1), 4),
+        end_to_end=round(end_errors / max(end_words, 1), 4),
+        rows=rows,
+    )
 
 
 def voice_report(recogniser: Recogniser, questions: list[dict], answers: dict[str, dict]) -> dict:
     """The same texts spoken by the voice that the model learnt from: the recogniser's own floor."""
     import synth
+
     errors = total = 0
     for q in questions:
         text = words(answers[q["file"]]["text"])
@@ -77,8 +84,12 @@ def main():
     p.add_argument("answers")
     p.add_argument("reference", nargs="?")
     p.add_argument("--json", help="write the whole report here")
-    p.add_argument("--voice", action="store_true", help="judge the original voice (flite slt) saying the same texts, too")
-    p.add_argument("--tolerance", type=float, default=0.02, help="allowed difference of word error rates (default 0.02)")
+    p.add_argument(
+        "--voice", action="store_true", help="judge the original voice (flite slt) saying the same texts, too"
+    )
+    p.add_argument(
+        "--tolerance", type=float, default=0.02, help="allowed difference of word error rates (default 0.02)"
+    )
     a = p.parse_args()
     answers = load(a.answers)
     questions = [q for q in json.load(open(os.path.join(a.questions, "list.json"))) if q["file"] in answers]
@@ -100,9 +111,14 @@ def main():
         for k in ("sound", "reference", "voice"):
             if k in report:
                 r = report[k]
-                print(f"{k}: word error rate {r['word_error_rate']:.4f}"
-                      + (f", end to end {r['end_to_end']:.4f}, {r['words']} words" if "words" in r else ""))
-        if a.reference and report["sound"]["word_error_rate"] > report["reference"]["word_error_rate"] + a.tolerance:
+                print(
+                    f"{k}: word error rate {r['word_error_rate']:.4f}"
+                    + (f", end to end {r['end_to_end']:.4f}, {r['words']} words" if "words" in r else "")
+                )
+        if (
+            a.reference
+            and report["sound"]["word_error_rate"] > report["reference"]["word_error_rate"] + a.tolerance
+        ):
             print(f"FAILED: the word error rate is more than {a.tolerance} above the reference's")
             failed = True
     if a.json:

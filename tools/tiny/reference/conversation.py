@@ -1,14 +1,17 @@
 """Sessions of the language model: templates, turns, bursts of three tokens, interruption. Greedy.
 
-compatibility "upstream" follows upstream's streaming code flaw for flaw, "none" is what this project does instead:
+compatibility "upstream" follows upstream's streaming code flaw for flaw, "none" is what this project does
+instead:
 
                          none                                        upstream
   token id 0 ("!")       kept                                        dropped from the text
   max_new                exact                                       counted per burst, so up to 2 more
-  interruption           cache cut back to the token that completes  cache keeps all that was generated, except the
-                         what was heard                              last sampled token
-  no system prompt       the user's turn opens the session           the first chunk becomes a message of its own
+  interruption           cache cut back to the token that completes  cache keeps all that was generated,
+                         what was heard                              except the last sampled token
+  no system prompt       the user's turn opens the session           the first chunk becomes a message of its
+                                                                     own
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -16,18 +19,18 @@ import torch
 from model import Model
 
 SYSTEM_PROMPT = "You are a helpful assistant. You can accept audio and text input and output voice and text."
-CHUNK = 16000        # samples of an encoder chunk
-MIN_CHUNK = 321      # a shorter piece makes no embedding
-BURST = 3            # tokens per burst
-GROUP = 25           # embeddings between <|audio_start|> and <|audio_end|>
+CHUNK = 16000  # samples of an encoder chunk
+MIN_CHUNK = 321  # a shorter piece makes no embedding
+BURST = 3  # tokens per burst
+GROUP = 25  # embeddings between <|audio_start|> and <|audio_end|>
 
 
 @dataclass
 class Burst:
-    text: str                             # what is to be said: nothing from <|tts_eos|> on
-    ids: list[int]                        # sampled tokens, stop token included
-    speaker: torch.Tensor | None = None   # hidden state at <|spk|>; first burst only
-    finish: str = ""                      # "", "stop" or "length"
+    text: str  # what is to be said: nothing from <|tts_eos|> on
+    ids: list[int]  # sampled tokens, stop token included
+    speaker: torch.Tensor | None = None  # hidden state at <|spk|>; first burst only
+    finish: str = ""  # "", "stop" or "length"
 
 
 def speakable(text: str) -> str:
@@ -35,26 +38,30 @@ def speakable(text: str) -> str:
 
 
 class Conversation:
-    def __init__(self, model: Model, compatibility: str = "none", system_prompt: str = SYSTEM_PROMPT,
-                 context_length: int = 8192):
+    def __init__(
+        self,
+        model: Model,
+        compatibility: str = "none",
+        system_prompt: str = SYSTEM_PROMPT,
+    ):
         self.m, self.upstream, self.system_prompt = model, compatibility == "upstream", system_prompt
-        self.context_length = context_length
         t = model.tokenizer.token_to_id
         self.stop_ids = {t("<|im_end|>"), t("<|endoftext|>")}
-        self.audio_start, self.audio_end, self.unk, self.spk = (t(s) for s in (
-            "<|audio_start|>", "<|audio_end|>", "<unk>", "<|spk|>"))
+        self.audio_start, self.audio_end, self.unk, self.spk = (
+            t(s) for s in ("<|audio_start|>", "<|audio_end|>", "<unk>", "<|spk|>")
+        )
         self.reset()
 
     def reset(self):
-        self.fed: list[int] = []          # every id in the LLM's cache, in order; audio embeddings appear as <unk>
+        self.fed: list[int] = []  # every id in the LLM's cache, in order; audio embeddings appear as <unk>
         self.cache = self.m.llm.empty_cache()
         self.audio_cache = None
-        self.first = True                 # nothing was read yet
-        self.new_turn = True              # the next input opens a user turn
+        self.first = True  # nothing was read yet
+        self.new_turn = True  # the next input opens a user turn
         self.generated = self.completed = False
-        self.answer: list[int] = []       # tokens sampled in the running or last answer
-        self.answer_begin = 0             # length of the cache where they begin
-        self.pending: list[int] = []      # tokens that belong to the context but are not in the cache yet
+        self.answer: list[int] = []  # tokens sampled in the running or last answer
+        self.answer_begin = 0  # length of the cache where they begin
+        self.pending: list[int] = []  # tokens that belong to the context but are not in the cache yet
 
     # ---------------------------------------------------------------- input
     def encode(self, text: str) -> list[int]:
@@ -71,7 +78,7 @@ class Conversation:
     def _groups(self, embeddings: torch.Tensor) -> list:
         out = []
         for i in range(0, len(embeddings), GROUP):
-            out += [[self.audio_start], embeddings[i:i + GROUP], [self.audio_end]]
+            out += [[self.audio_start], embeddings[i : i + GROUP], [self.audio_end]]
         return out
 
     def _turn_prefix(self) -> str:
@@ -100,17 +107,21 @@ class Conversation:
         """Audio embeddings of one chunk as part of the user's turn."""
         if self.first and not self.system_prompt and self.upstream:  # wrapped as a message of its own
             self.first, self.audio_cache = False, None
-            self._feed([self.encode("<|im_start|>user\n"), *self._groups(embeddings), self.encode("<|im_end|>\n")])
+            self._feed(
+                [self.encode("<|im_start|>user\n"), *self._groups(embeddings), self.encode("<|im_end|>\n")]
+            )
             return
         prefix = self.encode(self._turn_prefix())
         prefix, self.pending = self.pending + prefix, []
         self._feed(([prefix] if prefix else []) + self._groups(embeddings))
 
     def read_audio(self, x: torch.Tensor, trace=None) -> int:
-        """PCM at 16 kHz, chunk by chunk; returns the number of chunks. trace(index, mel, encoder states, embeddings)"""
+        """PCM at 16 kHz, chunk by chunk; returns the number of chunks. trace(index, mel, encoder states,
+        embeddings)
+        """
         n = 0
         for i in range(0, len(x), CHUNK):
-            chunk = x[i:i + CHUNK]
+            chunk = x[i : i + CHUNK]
             if len(chunk) < MIN_CHUNK:
                 break
             mel, states, embeddings, self.audio_cache = self.m.encode_audio(chunk, self.audio_cache)
@@ -166,7 +177,9 @@ class Conversation:
             h = self._feed([[token]])
 
     def _burst_text(self, ids: list[int]) -> tuple[str, list[int]]:
-        """Text of the tokens, and the ids of an incomplete character at the end, which wait for the next burst."""
+        """Text of the tokens, and the ids of an incomplete character at the end, which wait for the next
+        burst.
+        """
         end = len(ids)
         while end and self.m.tokenizer.decode(ids[:end], skip_special_tokens=False).endswith("\ufffd"):
             end -= 1
@@ -179,8 +192,9 @@ class Conversation:
     def interrupt(self, heard_bytes: int = -1):
         """Ends an answer early, wherever its generator stands.
 
-        none: keeps the fewest tokens whose text has at least heard_bytes bytes (UTF-8, without special tokens); negative
-        keeps all. Upstream has no such step: it keeps what it generated, less the last sampled token.
+        none: keeps the fewest tokens whose text has at least heard_bytes bytes (UTF-8, without special
+        tokens); negative keeps all. Upstream has no such step: it keeps what it generated, less the last
+        sampled token.
         """
         if not self.generated or self.upstream:
             return

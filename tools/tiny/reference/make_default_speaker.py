@@ -2,9 +2,10 @@
 
     python make_default_speaker.py MODEL_DIR [OUT]
 
-Writes the language model's hidden state at <|spk|> of the answer to a typed "hello" (default system prompt) as raw
-little-endian float32, hidden_size values, to MODEL_DIR/assets/default_speaker.f32.
+Writes the language model's hidden state at <|spk|> of the answer to a typed "hello" (default system prompt)
+as raw little-endian float32, hidden_size values, to MODEL_DIR/assets/default_speaker.f32.
 """
+
 import argparse
 import os
 

@@ -1,8 +1,10 @@
 """The networks of MiniCPM-o 2.6's speech path in plain PyTorch, float32, without any streaming logic.
 
-Every size comes from config.json and the tensor shapes, so the model directory is all that is needed. The streaming scheme
-around the networks is in conversation.py (encoder cache, sessions, language model) and speech.py (speech decoder, stitching).
+Every size comes from config.json and the tensor shapes, so the model directory is all that is needed. The
+streaming scheme around the networks is in conversation.py (encoder cache, sessions, language model) and
+speech.py (speech decoder, stitching).
 """
+
 import json
 import math
 import os
@@ -17,6 +19,7 @@ Cache = list[list[torch.Tensor]]  # one [keys, values] per layer, each (heads, r
 
 def slaney_filters(n_mels: int, n_freq: int, f_max: float) -> torch.Tensor:
     """Mel filter bank (n_freq, n_mels) with Slaney's scale and area normalisation."""
+
     def hz_to_mel(f):
         return 3 * f / 200 if f < 1000 else 15 + math.log(f / 1000) * 27 / math.log(6.4)
 
@@ -33,7 +36,9 @@ def slaney_filters(n_mels: int, n_freq: int, f_max: float) -> torch.Tensor:
 
 
 def log_mel(x: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-    """One audio chunk (n,) at 16 kHz -> (80, ceil(n / 160)). The right edge sees zeros, the left edge a reflection."""
+    """One audio chunk (n,) at 16 kHz -> (80, ceil(n / 160)). The right edge sees zeros, the left edge a
+    reflection.
+    """
     n = -(-len(x) // 160)
     padded = torch.cat([x[1:201].flip(0), x, x.new_zeros(400)])
     window = torch.hann_window(400)
@@ -52,7 +57,7 @@ def rope(x: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tensor
     inv = 1.0 / theta ** (torch.arange(0, d, 2).float() / d)
     angle = positions.float()[:, None] * inv
     angle = torch.cat([angle, angle], -1)
-    return x * angle.cos() + torch.cat([-x[..., d // 2:], x[..., :d // 2]], -1) * angle.sin()
+    return x * angle.cos() + torch.cat([-x[..., d // 2 :], x[..., : d // 2]], -1) * angle.sin()
 
 
 def attend(q, k, v, mask=None) -> torch.Tensor:
@@ -98,7 +103,14 @@ class Decoder:
     """Qwen2 or Llama decoder layers over an explicit list of cached keys and values."""
 
     def __init__(self, weights: Weights, prefix: str, heads: int, kv_heads: int, theta: float, eps: float):
-        self.w, self.prefix, self.heads, self.kv_heads, self.theta, self.eps = weights, prefix, heads, kv_heads, theta, eps
+        self.w, self.prefix, self.heads, self.kv_heads, self.theta, self.eps = (
+            weights,
+            prefix,
+            heads,
+            kv_heads,
+            theta,
+            eps,
+        )
         self.layers = weights.count(prefix + "layers.{}.input_layernorm.weight")
 
     def layer(self, i, x, positions, past_k, past_v, mask):
@@ -138,16 +150,26 @@ class Model:
         self.config = c = json.load(open(os.path.join(path, "config.json")))
         self.w = w = Weights(path)
         self.tokenizer = Tokenizer.from_file(os.path.join(path, "tokenizer.json"))
-        self.tts_tokenizer = Tokenizer.from_file(os.path.join(path, "assets/chattts_tokenizer/tokenizer.json"))
+        self.tts_tokenizer = Tokenizer.from_file(
+            os.path.join(path, "assets/chattts_tokenizer/tokenizer.json")
+        )
         vocos = load_file(os.path.join(path, "assets/Vocos.safetensors"))
         self.vocos = {k: v.float() for k, v in vocos.items()}
         audio, tts = c["audio_config"], c["tts_config"]
         self.bank = slaney_filters(audio["num_mel_bins"], 201, 8000.0)
         self.audio_heads = audio["encoder_attention_heads"]
         self.audio_layers = w.count("apm.layers.{}.fc1.weight")
-        self.llm = Decoder(w, "llm.model.", c["num_attention_heads"], c["num_key_value_heads"], c["rope_theta"],
-                           c["rms_norm_eps"])
-        self.tts = Decoder(w, "tts.model.", tts["num_attention_heads"], tts["num_attention_heads"], 10000.0, 1e-6)
+        self.llm = Decoder(
+            w,
+            "llm.model.",
+            c["num_attention_heads"],
+            c["num_key_value_heads"],
+            c["rope_theta"],
+            c["rms_norm_eps"],
+        )
+        self.tts = Decoder(
+            w, "tts.model.", tts["num_attention_heads"], tts["num_attention_heads"], 10000.0, 1e-6
+        )
         self.code_heads = []
         for q in range(tts["num_vq"]):
             g, v = (w[f"tts.head_code.{q}.parametrizations.weight.original{i}"] for i in (0, 1))
@@ -174,7 +196,8 @@ class Model:
     def encode_audio(self, x: torch.Tensor, cache: Cache | None):
         """One chunk of PCM -> (mel, encoder states, embeddings for the LLM, cache).
 
-        The cache is dropped first if it would reach the number of positions. No convolution state crosses a chunk.
+        The cache is dropped first if it would reach the number of positions. No convolution state crosses a
+        chunk.
         """
         w = self.w
         mel = log_mel(x, self.bank)
@@ -185,12 +208,14 @@ class Model:
         if past + h.shape[0] >= table.shape[0]:
             past = 0
         cache = [list(kv) for kv in cache] if past else self.empty_audio_cache()
-        h = h + table[past:past + h.shape[0]]
+        h = h + table[past : past + h.shape[0]]
         for i in range(self.audio_layers):
             p = f"apm.layers.{i}."
             y = w.layer_norm(h, p + "self_attn_layer_norm")
-            q, k, v = (w.linear(y, p + f"self_attn.{c}_proj").view(len(y), self.audio_heads, -1).transpose(0, 1)
-                       for c in "qkv")
+            q, k, v = (
+                w.linear(y, p + f"self_attn.{c}_proj").view(len(y), self.audio_heads, -1).transpose(0, 1)
+                for c in "qkv"
+            )
             cache[i] = [torch.cat([cache[i][0], k], 1), torch.cat([cache[i][1], v], 1)]
             y = attend(q, *cache[i]).transpose(0, 1).reshape(len(y), -1)
             h = h + w.linear(y, p + "self_attn.out_proj")
@@ -222,8 +247,14 @@ class Model:
     @staticmethod
     def _block(x, w, p: str, dilation: int, scale: str) -> torch.Tensor:
         """ConvNeXt block on (1, channels, time)."""
-        y = F.conv1d(x, w[p + "dwconv.weight"], w[p + "dwconv.bias"], padding=3 * dilation, dilation=dilation,
-                     groups=x.shape[1])
+        y = F.conv1d(
+            x,
+            w[p + "dwconv.weight"],
+            w[p + "dwconv.bias"],
+            padding=3 * dilation,
+            dilation=dilation,
+            groups=x.shape[1],
+        )
         y = F.layer_norm(y.transpose(1, 2), (x.shape[1],), w[p + "norm.weight"], w[p + "norm.bias"], 1e-6)
         y = F.gelu(F.linear(y, w[p + "pwconv1.weight"], w[p + "pwconv1.bias"]))
         y = F.linear(y, w[p + "pwconv2.weight"], w[p + "pwconv2.bias"])
@@ -248,21 +279,31 @@ class Model:
     def mel_to_audio(self, mel: torch.Tensor) -> torch.Tensor:
         """Vocos: (100, t) -> 256 t samples at 24 kHz ("same" padding)."""
         v = self.vocos
-        x = F.conv1d(mel[None], v["backbone.embed.weight"], v["backbone.embed.bias"], padding=3).transpose(1, 2)
+        x = F.conv1d(mel[None], v["backbone.embed.weight"], v["backbone.embed.bias"], padding=3).transpose(
+            1, 2
+        )
         dim = x.shape[-1]
         x = F.layer_norm(x, (dim,), v["backbone.norm.weight"], v["backbone.norm.bias"], 1e-6).transpose(1, 2)
         i = 0
         while f"backbone.convnext.{i}.gamma" in v:
             x = self._block(x, v, f"backbone.convnext.{i}.", 1, "gamma")
             i += 1
-        x = F.layer_norm(x.transpose(1, 2), (dim,), v["backbone.final_layer_norm.weight"],
-                         v["backbone.final_layer_norm.bias"], 1e-6)
+        x = F.layer_norm(
+            x.transpose(1, 2),
+            (dim,),
+            v["backbone.final_layer_norm.weight"],
+            v["backbone.final_layer_norm.bias"],
+            1e-6,
+        )
         log_magnitude, phase = F.linear(x, v["head.out.weight"], v["head.out.bias"])[0].T.chunk(2, 0)
         window = v["head.istft.window"]
-        frames = torch.fft.irfft(torch.polar(log_magnitude.exp().clip(max=100.0), phase), 1024, dim=0) * window[:, None]
+        frames = (
+            torch.fft.irfft(torch.polar(log_magnitude.exp().clip(max=100.0), phase), 1024, dim=0)
+            * window[:, None]
+        )
         t = frames.shape[1]
         y, envelope = torch.zeros((t - 1) * 256 + 1024), torch.zeros((t - 1) * 256 + 1024)
         for i in range(t):
-            y[i * 256:i * 256 + 1024] += frames[:, i]
-            envelope[i * 256:i * 256 + 1024] += window ** 2
+            y[i * 256 : i * 256 + 1024] += frames[:, i]
+            envelope[i * 256 : i * 256 + 1024] += window**2
         return (y / envelope.clamp(min=1e-11))[384:-384]

@@ -1,7 +1,9 @@
-"""Upstream's sampling filters as pure functions: float32 logits in, the probabilities that are drawn from out.
+"""Upstream's sampling filters as pure functions: float32 logits in, the probabilities that are drawn from
+out.
 
 They follow transformers 4.44.2 (logits processors and warpers) in the order in which upstream applies them.
 """
+
 import torch
 
 TTS_TEMPERATURES = (0.1, 0.3, 0.1, 0.3)
@@ -24,7 +26,9 @@ def top_k(logits: torch.Tensor, k: int, min_keep: int = 1) -> torch.Tensor:
 
 
 def top_p(logits: torch.Tensor, p: float, min_keep: int = 1) -> torch.Tensor:
-    """Sorted ascending, entries with a cumulative probability <= 1 - p become -inf; the min_keep best always stay."""
+    """Sorted ascending, entries with a cumulative probability <= 1 - p become -inf; the min_keep best always
+    stay.
+    """
     if p >= 1.0:
         return logits
     values, order = logits.sort(descending=False)
@@ -33,23 +37,38 @@ def top_p(logits: torch.Tensor, p: float, min_keep: int = 1) -> torch.Tensor:
     return logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
 
 
-def llm_probabilities(logits: torch.Tensor, penalised: list[int], temperature: float = 0.7, p: float = 0.8, k: int = 100,
-                      penalty: float = 1.05) -> torch.Tensor:
+def llm_probabilities(
+    logits: torch.Tensor,
+    penalised: list[int],
+    temperature: float = 0.7,
+    p: float = 0.8,
+    k: int = 100,
+    penalty: float = 1.05,
+) -> torch.Tensor:
     """One step of the language model: penalty, temperature, top-k, top-p. logits (vocabulary,).
 
-    penalised: the ids of the current burst's call, i.e. the nine prompt ids (first burst) or the one id carried over
-    (later bursts), and the ids already sampled in this burst.
+    penalised: the ids of the current burst's call, i.e. the nine prompt ids (first burst) or the one id
+    carried over (later bursts), and the ids already sampled in this burst.
     """
     x = repetition_penalty(logits.float(), penalised, penalty) / temperature
     return top_p(top_k(x, k), p).softmax(-1)
 
 
-def tts_probabilities(logits: torch.Tensor, step: int, first: bool, temperature: float = 1.0, p: float = 0.7, k: int = 20,
-                      min_keep: int = 3, min_new: int = 10) -> torch.Tensor:
-    """One step of the speech decoder: temperature per book, top-p, top-k, no end of speech in a call's first steps.
+def tts_probabilities(
+    logits: torch.Tensor,
+    step: int,
+    first: bool,
+    temperature: float = 1.0,
+    p: float = 0.7,
+    k: int = 20,
+    min_keep: int = 3,
+    min_new: int = 10,
+) -> torch.Tensor:
+    """One step of the speech decoder: temperature per book, top-p, top-k, no end of speech in a call's first
+    steps.
 
-    logits (books, codes); step: index within the call of 25; first: the very first audio step (BOS), which is drawn from
-    the unfiltered distribution; temperature: a factor on the model's temperatures.
+    logits (books, codes); step: index within the call of 25; first: the very first audio step (BOS), which is
+    drawn from the unfiltered distribution; temperature: a factor on the model's temperatures.
     """
     x = logits.float() / (torch.tensor(TTS_TEMPERATURES) * temperature)[:, None]
     if not first:

@@ -1,17 +1,19 @@
 """Streaming speech: text bursts -> codes (SpeechDecoder) -> sound (Stitcher). Greedy.
 
-compatibility "upstream" follows upstream's streaming code flaw for flaw, "none" is what this project does instead:
+compatibility "upstream" follows upstream's streaming code flaw for flaw, "none" is what this project does
+instead:
 
                          none                                          upstream
-  digits and "*"         every burst; words stay apart                 not the first burst; "2" | "5" -> "twofive"
+  digits and "*"         every burst; words stay apart                 not the first; "2" | "5" -> "twofive"
   empty reply            nothing is said                               [Stts][spk][Etts] is spoken
-  continuation prefix    carries the last five ids                     decodes them and tokenises the text again
+  continuation prefix    carries the last five ids                     decodes and tokenises them again
   rest after a cut       always spoken                                 lost when nothing speakable follows it
   300 tokens and more    cut before, at a word border                  truncated to 300
   end of speech while    what was not given to the decoder yet is      ends the reply
   text still arrives     spoken in a continuation segment
   segment join           cross-faded like any other window             2048 samples are heard twice
 """
+
 import itertools
 import math
 import re
@@ -22,15 +24,15 @@ import torch
 
 from model import Model
 
-SLICE = 10           # text tokens per prefill
-CALL = 25            # code rows per call
-MIN_NEW = 10         # no end of speech in the first steps of a call
-CUT_FROM = 120       # text tokens from which a sentence end starts a new segment
-KEEP_TEXT = 5        # text tokens and
-KEEP_CODES = 50      # code rows that a continuation segment starts with
+SLICE = 10  # text tokens per prefill
+CALL = 25  # code rows per call
+MIN_NEW = 10  # no end of speech in the first steps of a call
+CUT_FROM = 120  # text tokens from which a sentence end starts a new segment
+KEEP_TEXT = 5  # text tokens and
+KEEP_CODES = 50  # code rows that a continuation segment starts with
 MAX_CODES = 2048
-OVERLAP = 2048       # samples
-WINDOW_BACK = 4      # code rows that are decoded again with the next window
+OVERLAP = 2048  # samples
+WINDOW_BACK = 4  # code rows that are decoded again with the next window
 SENTENCE_ENDS = ".。!?！？"
 ENGLISH = "zero one two three four five six seven eight nine".split()
 CHINESE = "零一二三四五六七八九"
@@ -54,15 +56,16 @@ def sentence_end(burst: str) -> str:
 class TextNormalizer:
     """Digits become words and "*" disappears, burst by burst.
 
-    The language is decided from the text so far at the first two bursts after the one that brings the speaker vector
-    (none: at that one too). Upstream starts anew in a continuation segment, with the text the segment begins with.
+    The language is decided from the text so far at the first two bursts after the one that brings the speaker
+    vector (none: at that one too). Upstream starts anew in a continuation segment, with the text the segment
+    begins with.
     """
 
     def __init__(self, upstream: bool, segment_text: str | None = None, knows_chinese: bool = True):
         """knows_chinese: whether the speech tokenizer has Chinese digits; none says English ones if not."""
         self.upstream, self.knows_chinese, self.raw = upstream, knows_chinese, segment_text or ""
         self.bursts = 0 if segment_text is None else 1
-        self.lang, self.last = "zh", "other"   # last: what the raw text ends with
+        self.lang, self.last = "zh", "other"  # last: what the raw text ends with
 
     def __call__(self, burst: str) -> str:
         self.raw += burst
@@ -79,11 +82,18 @@ class TextNormalizer:
 
     def _upstream_digits(self, match) -> str:
         digits = [int(c) for c in match[0] if c in "0123456789"]
-        return "".join(CHINESE[d] for d in digits) if self.lang == "zh" else " ".join(ENGLISH[d] for d in digits)
+        return (
+            "".join(CHINESE[d] for d in digits) if self.lang == "zh" else " ".join(ENGLISH[d] for d in digits)
+        )
 
     def _ours(self, burst: str) -> str:
-        """English words for digits are set off by one space from letters and digits beside them, also across bursts."""
-        out, self.sentence_end = "", 0   # sentence_end: length of the output up to the burst's last sentence end
+        """English words for digits are set off by one space from letters and digits beside them, also across
+        bursts.
+        """
+        out, self.sentence_end = (
+            "",
+            0,
+        )  # sentence_end: length of the output up to the burst's last sentence end
         for c in burst:
             english = c.isdecimal() and self.lang == "en"
             if (english and self.last != "other") or (c.isalpha() and self.last == "english digit"):
@@ -102,6 +112,7 @@ class TextNormalizer:
 @dataclass
 class Prefill:
     """One pass over text slots. before: code rows in the segment's cache by then (prefix included)."""
+
     segment: int
     begin: int
     ids: list[int]
@@ -110,7 +121,10 @@ class Prefill:
 
 @dataclass
 class Chunk:
-    """One call of the decoder. rows: new code rows; burst: index of the burst that allowed it, -1 once all text is there."""
+    """One call of the decoder. rows: new code rows; burst: index of the burst that allowed it, -1 once all
+    text is there.
+    """
+
     segment: int
     rows: list[list[int]]
     burst: int
@@ -121,17 +135,19 @@ class Chunk:
 @dataclass
 class Trace:
     prefills: list[Prefill] = field(default_factory=list)
-    logits: list[list[torch.Tensor]] = field(default_factory=list)   # per segment, per step: (books, codes)
-    prefix: list[torch.Tensor] = field(default_factory=list)         # states of each continuation's audio prefix
+    logits: list[list[torch.Tensor]] = field(default_factory=list)  # per segment, per step: (books, codes)
+    prefix: list[torch.Tensor] = field(default_factory=list)  # states of each continuation's audio prefix
     speaker: torch.Tensor | None = None
-    texts: list[str] = field(default_factory=list)                   # normalised text per segment
-    text_ids: list[list[int]] = field(default_factory=list)          # final text ids per segment
+    texts: list[str] = field(default_factory=list)  # normalised text per segment
+    text_ids: list[list[int]] = field(default_factory=list)  # final text ids per segment
 
 
 class SpeechDecoder:
     """One answer: take() the bursts, then iterate finish(). Each yields Chunks."""
 
-    def __init__(self, model: Model, speaker: torch.Tensor, compatibility: str = "none", trace: Trace | None = None):
+    def __init__(
+        self, model: Model, speaker: torch.Tensor, compatibility: str = "none", trace: Trace | None = None
+    ):
         self.m, self.speaker, self.upstream = model, speaker, compatibility == "upstream"
         self.trace = trace or Trace()
         token = model.tts_tokenizer.token_to_id
@@ -145,7 +161,9 @@ class SpeechDecoder:
     # ---------------------------------------------------------------- network steps
     def prefill(self, begin: int, ids: list[int]):
         """Writes text slots [begin, begin + len(ids)); sees the slots before it and no audio."""
-        self.trace.prefills.append(Prefill(self.segment, begin, ids, self.cache[0][0].shape[1] - self.m.text_slots - 2))
+        self.trace.prefills.append(
+            Prefill(self.segment, begin, ids, self.cache[0][0].shape[1] - self.m.text_slots - 2)
+        )
         x = self.m.text_embedding(ids)
         if begin == 0:
             x[1] = self.m.speaker_embedding(self.speaker)
@@ -160,8 +178,8 @@ class SpeechDecoder:
         """One row for all new positions: which text slots are visible depends on `past` alone."""
         slots = self.m.text_slots
         mask = torch.zeros(1, past + new)
-        mask[0, min(math.ceil((past - slots) / 50) * SLICE, slots) + 2:slots + 3] = float("-inf")
-        mask[0, 2 + text_tokens + 1:slots + 3] = float("-inf")
+        mask[0, min(math.ceil((past - slots) / 50) * SLICE, slots) + 2 : slots + 3] = float("-inf")
+        mask[0, 2 + text_tokens + 1 : slots + 3] = float("-inf")
         return mask
 
     def read_prefix(self, rows: list[list[int]], text_tokens: int):
@@ -176,7 +194,11 @@ class SpeechDecoder:
         """Up to `count` greedy code rows. Returns True at the end of speech."""
         for i in range(count):
             past = self.cache[0][0].shape[1]
-            x = self.m.bos_embedding() if past == self.m.text_slots + 2 else self.m.code_embedding(self.codes[-1:])
+            x = (
+                self.m.bos_embedding()
+                if past == self.m.text_slots + 2
+                else self.m.code_embedding(self.codes[-1:])
+            )
             h = self.m.tts.run(x, torch.tensor([past]), self.cache, self.mask(past, 1, text_tokens))
             logits = self.m.code_logits(h[0])
             if i < MIN_NEW:
@@ -192,10 +214,12 @@ class SpeechDecoder:
     def _ids(self) -> list[int]:
         """Text ids of the segment as its text stands now; upstream truncates."""
         ids = self.carried + self.encode(self.text)
-        return ids[:self.m.text_slots] if self.upstream else ids
+        return ids[: self.m.text_slots] if self.upstream else ids
 
     def _slots(self, ids: list[int]) -> list[int]:
-        """The ids of all slots up to [Etts]. A truncated text is decoded and tokenised again, and has no [Etts]."""
+        """The ids of all slots up to [Etts]. A truncated text is decoded and tokenised again, and has no
+        [Etts].
+        """
         if len(ids) < self.m.text_slots:
             return self.start_ids + ids + [self.end_id]
         text = self.m.tts_tokenizer.decode(ids, skip_special_tokens=False)
@@ -221,6 +245,7 @@ class SpeechDecoder:
 
     def _last_border(self) -> int:
         """Length of the longest text that ends with a word and fits with [Etts]."""
+
         def fits(at):
             return len(self.carried) + len(self.encode(self.text[:at])) < self.m.text_slots
 
@@ -231,8 +256,12 @@ class SpeechDecoder:
         """Whether there is a word, or a part of one, that the tokenizer knows."""
         if self.upstream:
             return True
-        return any(c.isalnum() for t in self.m.tts_tokenizer.encode(text, add_special_tokens=False).tokens
-                   if not t.startswith("[") for c in t)
+        return any(
+            c.isalnum()
+            for t in self.m.tts_tokenizer.encode(text, add_special_tokens=False).tokens
+            if not t.startswith("[")
+            for c in t
+        )
 
     # ---------------------------------------------------------------- driver
     def speak(self, bursts: Iterable[str]) -> Iterator[Chunk]:
@@ -241,14 +270,14 @@ class SpeechDecoder:
         knows_chinese = self.m.tts_tokenizer.token_to_id(CHINESE[1]) is not None
         self.normalize = TextNormalizer(self.upstream, None, knows_chinese)
         self._begin([], "", [])
-        self.text = self.normalize(next(stream, (0, ""))[1])   # this burst brings the speaker vector
+        self.text = self.normalize(next(stream, (0, ""))[1])  # this burst brings the speaker vector
         yield from self._run(stream)
         while self.follow is not None:
             carried, rest = self.follow
             if self.upstream:
                 item = next(stream, None)
                 if item is None or not item[1]:
-                    return                        # the rest is lost
+                    return  # the rest is lost
                 stream = itertools.chain([item], stream)
                 rest = self.m.tts_tokenizer.decode(carried, skip_special_tokens=False) + rest
                 self.normalize = TextNormalizer(True, rest)
@@ -284,10 +313,12 @@ class SpeechDecoder:
 
     def _full(self) -> bool:
         """Upstream counts the carried rows, and looks only after a call."""
-        return len(self.codes) > MAX_CODES if self.upstream else len(self.codes) - self.prefix_rows >= MAX_CODES
+        return (
+            len(self.codes) > MAX_CODES if self.upstream else len(self.codes) - self.prefix_rows >= MAX_CODES
+        )
 
     def _run(self, stream) -> Iterator[Chunk]:
-        """One segment. Leaves in self.follow what a continuation starts with: (last text ids, rest), or None."""
+        """One segment. self.follow: what a continuation starts with, (last text ids, rest), or None."""
         self.follow = None
         for burst, text in stream:
             self._add(text)
@@ -307,16 +338,19 @@ class SpeechDecoder:
             return
         self._note(ids)
         begin, slots = self.slices * SLICE + 2 if self.slices else 0, self._slots(ids)
-        yield self._chunk(begin, slots[begin:len(ids) + 3], len(ids), -1)
+        yield self._chunk(begin, slots[begin : len(ids) + 3], len(ids), -1)
         while not self.ended and not self._full():
             yield self._chunk(0, [], len(ids), -1)
         if self.rest is not None and (self.ended or not self.upstream):
-            self.follow = slots[len(ids) + 2 - KEEP_TEXT:len(ids) + 2], self.rest
+            self.follow = slots[len(ids) + 2 - KEEP_TEXT : len(ids) + 2], self.rest
 
     def _end_early(self):
-        """End of speech while text still arrives. none: the text that the decoder was not given is said afterwards."""
+        """End of speech while text still arrives. none: the text that the decoder was not given is said
+        afterwards.
+        """
         given, ids = self.slices * SLICE, self._ids()
         if not self.upstream and len(ids) > given:
+
             def fits(at):
                 return len(self.carried) + len(self.encode(self.text[:at])) <= given
 
@@ -341,7 +375,9 @@ class Stitcher:
         """
         self.m, self.upstream, self.trace, self.early = model, compatibility == "upstream", trace, early
         self.codes: list[list[int]] = []
-        self.held: torch.Tensor | None = None   # samples not given out yet; upstream holds back the whole first window
+        self.held: torch.Tensor | None = (
+            None  # samples not given out yet; upstream holds back the whole first window
+        )
 
     def add(self, rows: list[list[int]], segment_start: bool = False) -> torch.Tensor:
         """The samples that are given out after this chunk; may be none."""
@@ -356,8 +392,8 @@ class Stitcher:
             return torch.cat([out, self._final()])
         n = min(OVERLAP, len(self.held), len(wave))
         i = torch.arange(n)
-        faded = (self.held[len(self.held) - n:] * (n - i) + wave[:n] * (i + 1)) / (n + 1)
-        out = torch.cat([self.held[:len(self.held) - n], faded])
+        faded = (self.held[len(self.held) - n :] * (n - i) + wave[:n] * (i + 1)) / (n + 1)
+        out = torch.cat([self.held[: len(self.held) - n], faded])
         self.held = wave[n:]
         return torch.cat([out, self._final()])
 
