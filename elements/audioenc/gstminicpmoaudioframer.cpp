@@ -58,6 +58,7 @@ void AudioFramer::reset(bool keep_caps) {
   marked_turns_ = false;
   in_turn_ = false;
   discont_ = true;
+  failed_ = false;
   samples_out_ = samples_in_;
   expected_pts_ = GST_CLOCK_TIME_NONE;
   if (!keep_caps) {
@@ -316,7 +317,11 @@ bool AudioFramer::gap(EventPtr event) {
 // ---- The encoder ------------------------------------------------------------
 
 GstFlowReturn AudioFramer::process(bool drain) {
-  if (!session_) return GST_FLOW_OK;
+  if (failed_) {
+    gst_adapter_clear(adapter_.get());
+    samples_out_ = samples_in_;
+    return GST_FLOW_ERROR;
+  }
   while (held_samples() >= chunk_samples_ || (drain && held_samples() > 0)) {
     const GstFlowReturn flow = encode(std::min(held_samples(), chunk_samples_));
     if (flow != GST_FLOW_OK) return flow;
@@ -335,8 +340,10 @@ GstFlowReturn AudioFramer::encode(size_t samples) {
   check_finite(pcm);
 
   const GstClockTime begin = gst_util_get_timestamp();
+  failed_ = true;  // also if it throws
   auto embeddings = session_->step(pcm, gst_minicpmo_element_cancel_flag(element_));
   const GstClockTime spent = gst_util_get_timestamp() - begin;
+  failed_ = !embeddings.ok() && embeddings.error().code != ErrorCode::kCancelled;
   if (!embeddings.ok()) return gst_minicpmo_element_post_error(element_, embeddings.error());
   const bool heard = *embeddings != nullptr;
   {

@@ -93,6 +93,7 @@ class AudioFramer {
   bool marked_turns_ = false;  // turn-start was seen: between turns nothing is encoded
   bool in_turn_ = false;
   bool discont_ = true;
+  bool failed_ = false;  // the encoder failed: nothing more until the stream is reset
   bool warned_non_finite_ = false;
   bool warned_max_turn_ = false;
   guint64 turn_id_ = 0;

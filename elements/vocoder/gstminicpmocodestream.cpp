@@ -42,6 +42,7 @@ void CodeStream::reset(bool keep_caps) {
   have_caps_ = have_caps_ && keep_caps;
   counted_ = false;
   in_answer_ = false;
+  failed_ = false;
   rows_out_ = rows_in_;
   end_ = GST_CLOCK_TIME_NONE;
   capture_time_ = GST_CLOCK_TIME_NONE;
@@ -132,11 +133,11 @@ GstFlowReturn CodeStream::begin_answer(GstClockTime pts) {
 
 GstFlowReturn CodeStream::finish_answer() {
   if (!in_answer_) return GST_FLOW_OK;
-  GstFlowReturn flow = decode_held(true);
   in_answer_ = false;
+  const GstFlowReturn flow = decode_held(true);
   if (flow != GST_FLOW_OK) return flow;
   auto tail = session_->flush();
-  if (!tail.ok()) return gst_minicpmo_element_post_error(element_, tail.error());
+  if (!tail.ok()) return fail(tail.error());
   return push(*std::move(tail));
 }
 
@@ -161,6 +162,7 @@ GstFlowReturn CodeStream::chain(BufferPtr buffer) {
   GstFlowReturn flow = gst_minicpmo_element_wait_ready(element_);
   if (flow != GST_FLOW_OK) return flow;
   negotiate();
+  if (failed_) return GST_FLOW_ERROR;
   const GstMiniCpmoTurnMeta* meta = gst_buffer_get_minicpmo_turn_meta(buffer.get());
   if (in_answer_ && meta != nullptr && meta->turn_id != turn_id_ && turn_id_ != 0) {
     // Another turn without an answer-end in between.
@@ -186,7 +188,7 @@ GstFlowReturn CodeStream::decode_chunk(GstBuffer* buffer, bool segment_start) {
   GstFlowReturn flow = decode_held(true);
   if (flow != GST_FLOW_OK) return flow;
   auto codes = gst_minicpmo_buffer_get_tensor(buffer, type_, kBooks);
-  if (!codes.ok()) return gst_minicpmo_element_post_error(element_, codes.error());
+  if (!codes.ok()) return fail(codes.error());
   const auto rows = static_cast<size_t>((*codes)->rows());
   if (rows > kChunkRows) {
     rows_in_ += rows;
@@ -199,6 +201,11 @@ GstFlowReturn CodeStream::decode_chunk(GstBuffer* buffer, bool segment_start) {
 }
 
 GstFlowReturn CodeStream::decode_held(bool drain) {
+  if (failed_) {
+    gst_adapter_clear(adapter_.get());
+    rows_out_ = rows_in_;
+    return GST_FLOW_ERROR;
+  }
   while (held_rows() >= kChunkRows || (drain && held_rows() > 0)) {
     const GstFlowReturn flow = decode_bytes(std::min(held_rows(), kChunkRows));
     if (flow != GST_FLOW_OK) return flow;
@@ -206,12 +213,11 @@ GstFlowReturn CodeStream::decode_held(bool drain) {
   const gsize rest = gst_adapter_available(adapter_.get());
   if (drain && rest > 0) {
     gst_adapter_clear(adapter_.get());
-    return gst_minicpmo_element_post_error(
-        element_, Error{ErrorCode::kFormat,
-                        "The audio codes end in the middle of a row (" + std::to_string(rest) +
-                            " of " + std::to_string(row_bytes()) +
-                            " bytes): check that type and dims of the caps fit the data.",
-                        ""});
+    return fail(Error{ErrorCode::kFormat,
+                      "The audio codes end in the middle of a row (" + std::to_string(rest) +
+                          " of " + std::to_string(row_bytes()) +
+                          " bytes): check that type and dims of the caps fit the data.",
+                      ""});
   }
   return GST_FLOW_OK;
 }
@@ -228,9 +234,11 @@ GstFlowReturn CodeStream::decode(const Tensor& codes, bool segment_start) {
   const auto rows = static_cast<uint64_t>(codes.rows());
   rows_out_ += rows;
   const GstClockTime begin = gst_util_get_timestamp();
+  failed_ = true;  // also if it throws
   auto pcm = session_->step(codes, segment_start, gst_minicpmo_element_cancel_flag(element_));
   const GstClockTime spent = gst_util_get_timestamp() - begin;
-  if (!pcm.ok()) return gst_minicpmo_element_post_error(element_, pcm.error());
+  if (!pcm.ok()) return fail(pcm.error());
+  failed_ = false;
   {
     std::lock_guard lock(stats_mutex_);
     stats_.rows += rows;
@@ -239,6 +247,11 @@ GstFlowReturn CodeStream::decode(const Tensor& codes, bool segment_start) {
   const GstFlowReturn flow = push(*std::move(pcm));
   held_events_.push_until(srcpad_, rows_out_);
   return flow;
+}
+
+GstFlowReturn CodeStream::fail(const Error& error) {
+  failed_ = error.code != ErrorCode::kCancelled;
+  return gst_minicpmo_element_post_error(element_, error);
 }
 
 GstFlowReturn CodeStream::push(TensorPtr pcm) {

@@ -65,6 +65,7 @@ class CodeStream {
   GstFlowReturn decode(const Tensor& codes, bool segment_start);
   GstFlowReturn decode_chunk(GstBuffer* buffer, bool segment_start);
   GstFlowReturn push(TensorPtr pcm);
+  GstFlowReturn fail(const Error& error);
   size_t row_bytes() const { return 4 * size_of(type_); }
   size_t held_rows() const;
 
@@ -85,7 +86,8 @@ class CodeStream {
   bool have_caps_ = false;
   bool counted_ = false;  // the segment is in bytes: time is counted
   bool in_answer_ = false;
-  bool first_ = false;  // the next buffer is the first of an answer
+  bool failed_ = false;  // the vocoder failed: nothing more until the stream is reset
+  bool first_ = false;   // the next buffer is the first of an answer
   guint64 turn_id_ = 0;
   guint chunk_ = 0;
   GstClockTime capture_time_ = GST_CLOCK_TIME_NONE;

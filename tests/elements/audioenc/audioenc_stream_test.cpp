@@ -239,16 +239,29 @@ TEST_F(AudioEncStream, FailedStepIsOneErrorAndEosStillPasses) {
   backend_.settings().steps_before_error = 1;
   start();
   EXPECT_EQ(push(16000, 0), GST_FLOW_OK);
-  EXPECT_EQ(push(16000, GST_SECOND), GST_FLOW_ERROR);
+  EXPECT_EQ(push(20000, GST_SECOND), GST_FLOW_ERROR);
+  EXPECT_EQ(push(16000, 2 * GST_SECOND), GST_FLOW_ERROR);
+  h_->push_eos();  // does not try the rest
   EXPECT_EQ(h_->messages(GST_MESSAGE_ERROR).size(), 1u);
-  h_->push_eos();
   EXPECT_EQ(h_->take_order().back(), "eos");
+}
+
+TEST_F(AudioEncStream, FlushRecoversFromAFailedStep) {
+  backend_.settings().step_error = Error{ErrorCode::kNoSpace, "out of memory", ""};
+  start();
+  EXPECT_EQ(push(16000, 0), GST_FLOW_ERROR);
+  backend_.settings().step_error.reset();
+  h_->push_event(gst_event_new_flush_start());
+  h_->push_event(gst_event_new_flush_stop(TRUE));
+  push_segment(GST_FORMAT_TIME, 0);
+  EXPECT_EQ(push(16000, 0), GST_FLOW_OK);
 }
 
 TEST_F(AudioEncStream, ExceptionOfAStepStopsAtTheElement) {
   backend_.settings().throw_in_step = true;
   start();
-  EXPECT_EQ(push(16000, 0), GST_FLOW_ERROR);
+  EXPECT_EQ(push(20000, 0), GST_FLOW_ERROR);
+  h_->push_eos();
   const auto errors = h_->messages(GST_MESSAGE_ERROR);
   ASSERT_EQ(errors.size(), 1u);
   EXPECT_TRUE(

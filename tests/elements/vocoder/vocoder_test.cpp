@@ -259,8 +259,11 @@ TEST_F(VocoderTest, CodesOutOfRangeAreOneError) {
   start();
   std::vector<uint16_t> codes(100, 3);
   codes[50] = 625;
-  BufferPtr bad(gst_buffer_new_memdup(codes.data(), 200));
+  codes.resize(160, 626);  // and more of them after the first chunk
+  BufferPtr bad(gst_buffer_new_memdup(codes.data(), codes.size() * 2));
   EXPECT_EQ(h_->push(std::move(bad)), GST_FLOW_ERROR);
+  EXPECT_EQ(h_->push(code_buffer(25)), GST_FLOW_ERROR);
+  h_->push_eos();
   const auto errors = h_->messages(GST_MESSAGE_ERROR);
   ASSERT_EQ(errors.size(), 1u);
   GErrorPtr error = error_of(errors[0].get());
@@ -290,8 +293,10 @@ TEST_F(VocoderTest, BrokenChunkIsOneError) {
 TEST_F(VocoderTest, ExceptionStopsAtTheElement) {
   backend_.settings().throw_in_step = true;
   start();
-  EXPECT_EQ(h_->push(chunk(25, 0)), GST_FLOW_ERROR);
+  EXPECT_EQ(h_->push(chunk(60, 0)), GST_FLOW_ERROR);
+  h_->push_eos();
   EXPECT_EQ(h_->messages(GST_MESSAGE_ERROR).size(), 1u);
+  EXPECT_EQ(h_->take_order().back(), "eos");
 }
 
 TEST_F(VocoderTest, LatencyOfALiveSourceIsTheCrossFade) {
