@@ -185,6 +185,19 @@ TEST_F(LanguageModelTest, EveryBurstDrawsNewNumbers) {
   EXPECT_NE(first, second);
 }
 
+TEST_F(LanguageModelTest, EveryAnswerDrawsNewNumbers) {
+  auto options = lively(1);
+  options.temperature = 1e9;  // the context does not matter then
+  auto s = session(options);
+  std::vector<int32_t> first[2];
+  for (auto& ids : first) {
+    ASSERT_TRUE(s->prefill_text("Hello", go_).ok());
+    ASSERT_TRUE(s->start_answer(go_).ok());
+    ids = s->next_burst(go_)->ids;
+  }
+  EXPECT_NE(first[0], first[1]);
+}
+
 TEST_F(LanguageModelTest, GreedyDoesNotDependOnTheSeed) {
   auto options = greedy();
   std::vector<int32_t> ids[2];
@@ -218,10 +231,10 @@ TEST_F(LanguageModelTest, MaxNewTokensIsExactAndUpstreamOverruns) {
 TEST_F(LanguageModelTest, PenaltyScopeIsTheBurst) {
   auto options = greedy();
   options.repetition_penalty = 50;
-  options.max_new_tokens = 9;
+  options.max_new_tokens = 24;
   auto s = session(options);
   std::vector<int32_t> said;
-  bool penalty_mattered = false;
+  bool penalty_mattered = false, own_mattered = false;
   s->set_token_hook([&](std::span<const float> logits, int32_t id) {
     std::vector<float> scores(logits.begin(), logits.end());
     std::vector<int32_t> scope;
@@ -243,6 +256,9 @@ TEST_F(LanguageModelTest, PenaltyScopeIsTheBurst) {
       score = score < 0 ? score * 50 : score / 50;
     }
     penalty_mattered |= plain != best(scores);
+    // The likeliest was said before in this very burst: the commas of a spelled word.
+    const auto begin = said.begin() + static_cast<std::ptrdiff_t>(said.size() / 3 * 3);
+    own_mattered |= std::find(begin, said.end(), plain) != said.end() && plain != best(scores);
     EXPECT_EQ(id, best(scores)) << said.size();
     // Go on with the likeliest token, so that the penalty has something to hit.
     said.push_back(weights_->prompts->text_end == plain || weights_->prompts->turn_end == plain
@@ -252,7 +268,8 @@ TEST_F(LanguageModelTest, PenaltyScopeIsTheBurst) {
   });
   ASSERT_TRUE(s->prefill_text("Please spell the word queen.", go_).ok());
   (void)answer(*s);
-  EXPECT_EQ(said.size(), 9u);
+  EXPECT_EQ(said.size(), 24u);
+  EXPECT_TRUE(own_mattered);
   EXPECT_TRUE(penalty_mattered);
 }
 
