@@ -189,14 +189,16 @@ at::Tensor SpeechDecoder::mask_for(int64_t keys, int64_t text_tokens) {
   return mask_.narrow(1, 0, keys);
 }
 
-void SpeechDecoder::prefill_codes(std::span<const CodeRow> codes, int64_t text_tokens) {
+at::Tensor SpeechDecoder::prefill_codes(std::span<const CodeRow> codes, int64_t text_tokens) {
   TORCH_CHECK(at_start(), "speech model: codes are prefilled behind other codes");
   const at::Tensor bos = weights_->emb_text.narrow(0, weights_->config.audio_bos_token, 1);
   const at::Tensor x = codes.empty() ? bos : at::cat({bos, embed_codes(codes)}, 0);
   const int64_t end = cache_.length() + x.size(0);
   TORCH_CHECK(end <= cache_.capacity(), "speech model: the cache is full");
-  weights_->transformer.forward(x, cache_.length(), cache_, mask_for(end, text_tokens));
+  at::Tensor states =
+      weights_->transformer.forward(x, cache_.length(), cache_, mask_for(end, text_tokens));
   cache_.set_length(end);
+  return states;
 }
 
 std::span<float> SpeechDecoder::step(const CodeRow& previous, int64_t text_tokens) {

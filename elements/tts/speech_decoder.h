@@ -69,7 +69,7 @@ class SpeechDecoder {
   void prefill_text(std::span<const int32_t> ids, int64_t begin);
   // The audio start and `codes`, before the first step of a segment. All of them see each other and
   // the text that the first one sees: the weights were made with this.
-  void prefill_codes(std::span<const CodeRow> codes, int64_t text_tokens);
+  at::Tensor prefill_codes(std::span<const CodeRow> codes, int64_t text_tokens);
   // True before the first step of a segment, unless codes were prefilled.
   bool at_start() const { return cache_.length() == audio_start(); }
   // One audio step: reads `previous` (the audio start if at_start()) and returns the logits of the

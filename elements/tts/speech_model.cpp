@@ -56,14 +56,12 @@ TensorPtr code_tensor(std::span<const CodeRow> rows) {
 
 }  // namespace
 
-CodeRow choose_codes(std::span<float> logits, const CodeSampling& sampling, bool first_step,
-                     bool may_end, Philox& random) {
-  CodeRow row{};
+void filter_codes(std::span<float> logits, const CodeSampling& sampling, bool first_step,
+                  bool may_end) {
   const size_t tokens = logits.size() / kBooks;
   for (size_t book = 0; book < kBooks; ++book) {
     const std::span<float> scores = logits.subspan(book * tokens, tokens);
-    const bool greedy = sampling.temperature == 0;
-    if (!greedy) {
+    if (sampling.temperature > 0) {
       const float temperature = kTemperatures[book] * static_cast<float>(sampling.temperature);
       for (float& score : scores) score /= temperature;
       if (!first_step) {
@@ -72,7 +70,18 @@ CodeRow choose_codes(std::span<float> logits, const CodeSampling& sampling, bool
       }
     }
     if (!may_end) scores.back() = -std::numeric_limits<float>::infinity();
-    row[book] = static_cast<uint16_t>(greedy ? argmax(scores) : sample(scores, random.uniform()));
+  }
+}
+
+CodeRow choose_codes(std::span<float> logits, const CodeSampling& sampling, bool first_step,
+                     bool may_end, Philox& random) {
+  filter_codes(logits, sampling, first_step, may_end);
+  CodeRow row{};
+  const size_t tokens = logits.size() / kBooks;
+  for (size_t book = 0; book < kBooks; ++book) {
+    const std::span<const float> scores = logits.subspan(book * tokens, tokens);
+    row[book] = static_cast<uint16_t>(sampling.temperature > 0 ? sample(scores, random.uniform())
+                                                               : argmax(scores));
   }
   return row;
 }

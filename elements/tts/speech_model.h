@@ -28,9 +28,12 @@ struct CodeSampling {
   int64_t top_k = 20;
 };
 
-// One row from logits (books, audio_tokens), changed on the way. Each book: logits / temperature,
-// top-p then top-k, at least 3 kept (first_step: neither), the last token barred if !may_end,
-// softmax, draw. temperature 0: the best. Any book may yield the last token, which ends the speech.
+// Logits (books, audio_tokens) as they are drawn from, book by book: divided by the temperature,
+// top-p and then top-k (the first step of a segment: neither), of which at least 3 stay, and the
+// last token, which ends the speech, at -inf if !may_end. temperature 0: only the latter.
+void filter_codes(std::span<float> logits, const CodeSampling& sampling, bool first_step,
+                  bool may_end);
+// One row from the logits, filtered in place: a draw per book, or with temperature 0 the best.
 CodeRow choose_codes(std::span<float> logits, const CodeSampling& sampling, bool first_step,
                      bool may_end, Philox& random);
 

@@ -25,14 +25,6 @@ std::vector<std::string> bursts_of(const Golden& golden) {
   return bursts;
 }
 
-std::vector<CodeRow> golden_codes(const Golden& golden, const std::string& name) {
-  const auto flat = golden.integers(name);
-  std::vector<CodeRow> rows(flat.size() / kBooks);
-  for (size_t i = 0; i < flat.size(); ++i)
-    rows[i / kBooks][i % kBooks] = static_cast<uint16_t>(flat[i]);
-  return rows;
-}
-
 class SpeechTurn : public testing::TestWithParam<const char*> {
  protected:
   Golden golden{GetParam()};
@@ -46,7 +38,7 @@ TEST_P(SpeechTurn, SpeakerEmbedding) {
 }
 
 TEST_P(SpeechTurn, LogitsWithForcedCodes) {
-  const auto codes = golden_codes(golden, "tts.codes");
+  const auto codes = to_code_rows(golden.integers("tts.codes"));
   const size_t steps = static_cast<size_t>(golden["tts.logits"].size(0));
   std::vector<float> logits;
   size_t n = 0;
@@ -67,7 +59,7 @@ TEST_P(SpeechTurn, LogitsWithForcedCodes) {
 TEST_P(SpeechTurn, GreedyCodes) {
   const Speech speech = speak(session, speaker, bursts_of(golden), {.temperature = 0});
   EXPECT_TRUE(speech.last);
-  EXPECT_EQ(speech.codes, golden_codes(golden, "tts.codes"));
+  EXPECT_EQ(speech.codes, to_code_rows(golden.integers("tts.codes")));
 }
 
 TEST_P(SpeechTurn, TextIds) {

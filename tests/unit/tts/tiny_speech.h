@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -44,6 +46,23 @@ inline HostTensor speaker_tensor(const std::vector<float>& values) {
   std::vector<std::byte> bytes(values.size() * sizeof(float));
   std::memcpy(bytes.data(), values.data(), bytes.size());
   return HostTensor(DataType::kFloat32, {1, static_cast<int64_t>(values.size())}, std::move(bytes));
+}
+
+// The checkpoint's default speaker vector.
+inline std::vector<float> default_speaker() {
+  std::ifstream file(std::string(MODEL_DIR) + "/assets/default_speaker.f32", std::ios::binary);
+  const std::vector<char> bytes(std::istreambuf_iterator<char>(file), {});
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(float));
+  return values;
+}
+
+inline std::vector<CodeRow> to_code_rows(const std::vector<int64_t>& flat) {
+  std::vector<CodeRow> rows(flat.size() / kBooks);
+  for (size_t i = 0; i < rows.size() * kBooks; ++i) {
+    rows[i / kBooks][i % kBooks] = static_cast<uint16_t>(flat[i]);
+  }
+  return rows;
 }
 
 inline std::vector<CodeRow> code_rows(const CodeChunk& chunk) {
