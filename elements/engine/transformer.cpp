@@ -2,12 +2,14 @@
 
 #define AT_PER_OPERATOR_HEADERS  // TensorOperators.h would include every operator of torch
                                  // otherwise
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cos.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mean.h>
@@ -19,8 +21,11 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "engine/cpu_kernels.h"
 
 namespace minicpmo {
 namespace {
@@ -64,6 +69,36 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& keys, const at::Tensor&
   const at::Tensor weights = at::softmax(scores, -1);
   const at::Tensor out = at::bmm(weights, values);
   return out.view({heads, rows, d}).transpose(0, 1).reshape({rows, heads * d});
+}
+
+// attend() for one row of float32 queries; reads the whole cache tensors.
+at::Tensor attend_row(const at::Tensor& qkv, const at::Tensor& keys, const at::Tensor& values,
+                      int64_t n, const cpu::HeadLayout& layout,
+                      const std::optional<at::Tensor>& mask) {
+  at::Tensor addends;
+  if (mask) addends = mask->to(at::kFloat).contiguous();
+  at::Tensor scores = at::empty({layout.heads, n});
+  at::Tensor out = at::empty({1, layout.heads * layout.head_dim});
+  const float* const mask_data = mask ? addends.const_data_ptr<float>() : nullptr;
+  float* const score_data = scores.mutable_data_ptr<float>();
+  float* const out_data = out.mutable_data_ptr<float>();
+  // Below this many products other threads cost more than they save.
+  constexpr int64_t kWorthwhile = 1 << 18;
+  const int64_t work = layout.heads / layout.kv_heads * n * layout.head_dim;
+  at::parallel_for(0, layout.kv_heads, std::max<int64_t>(1, kWorthwhile / work),
+                   [&](int64_t first, int64_t last) {
+                     cpu::attend(qkv.const_data_ptr<float>(), keys.const_data_ptr<float>(),
+                                 values.const_data_ptr<float>(), mask_data, layout, n, first, last,
+                                 score_data, out_data);
+                   });
+  return out;
+}
+
+void check_mask(const std::optional<at::Tensor>& mask, int64_t rows, int64_t end) {
+  if (!mask) return;
+  TORCH_CHECK(
+      mask->dim() == 2 && (mask->size(0) == 1 || mask->size(0) == rows) && mask->size(1) == end,
+      "the mask is ", mask->sizes(), ", not (1 or ", rows, ", ", end, ")");
 }
 
 }  // namespace
@@ -144,11 +179,61 @@ at::Tensor Transformer::forward(const at::Tensor& x, int64_t begin, KvCache& cac
               " do not fit into a cache of ", cache.capacity());
   TORCH_CHECK(end <= config_.max_positions, "positions ", begin, "..", end, " exceed the model's ",
               config_.max_positions);
+  check_mask(mask, rows, end);
+  if (type_ == at::kFloat) {
+    at::Tensor h = x.to(at::kFloat).contiguous();
+    for (int64_t i = 0; i < config_.layers; ++i) h = run_layer_float(i, h, begin, cache, mask);
+    at::Tensor y = at::empty_like(h);
+    cpu::rms_norm(h.const_data_ptr<float>(), norm_.const_data_ptr<float>(),
+                  y.mutable_data_ptr<float>(), rows, config_.hidden_size,
+                  static_cast<float>(config_.rms_norm_eps));
+    return y;
+  }
   const at::Tensor cos = rope_cos_.narrow(0, begin, rows).unsqueeze(1);
   const at::Tensor sin = rope_sin_.narrow(0, begin, rows).unsqueeze(1);
   at::Tensor h = x.to(type_);
   for (int64_t i = 0; i < config_.layers; ++i) h = run_layer(i, h, begin, cos, sin, cache, mask);
   return rms_norm(h, norm_, config_.rms_norm_eps);
+}
+
+// run_layer on float32, with the steps between the matrix products in one pass each.
+at::Tensor Transformer::run_layer_float(int64_t index, const at::Tensor& x, int64_t begin,
+                                        KvCache& cache,
+                                        const std::optional<at::Tensor>& mask) const {
+  const Layer& layer = layers_[index];
+  const int64_t rows = x.size(0), width = config_.hidden_size, ffn = config_.intermediate_size;
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  const cpu::HeadLayout layout{config_.heads, config_.kv_heads, width / config_.heads,
+                               cache.capacity()};
+  at::Tensor normed = at::empty({rows, width});
+  cpu::rms_norm(x.const_data_ptr<float>(), layer.input_norm.const_data_ptr<float>(),
+                normed.mutable_data_ptr<float>(), rows, width, eps);
+  const std::optional<at::Tensor> bias =
+      layer.qkv_bias.defined() ? std::optional(layer.qkv_bias) : std::nullopt;
+  at::Tensor qkv = at::linear(normed, layer.qkv_weight, bias);
+  const at::Tensor keys = cache.keys(index), values = cache.values(index);
+  const int64_t half = layout.head_dim / 2;
+  for (int64_t r = 0; r < rows; ++r) {
+    cpu::rotate_and_store(qkv.mutable_data_ptr<float>() + r * qkv.size(1),
+                          rope_cos_.const_data_ptr<float>() + (begin + r) * half,
+                          rope_sin_.const_data_ptr<float>() + (begin + r) * half, layout, begin + r,
+                          keys.mutable_data_ptr<float>(), values.mutable_data_ptr<float>());
+  }
+  const at::Tensor attended =
+      rows == 1 ? attend_row(qkv, keys, values, begin + 1, layout, mask)
+                : attend_blocks(qkv.narrow(1, 0, width).view({rows, layout.heads, layout.head_dim}),
+                                keys.narrow(1, 0, begin + rows), values.narrow(1, 0, begin + rows),
+                                begin, mask);
+  at::Tensor h = at::linear(attended, layer.o_weight);
+  cpu::add(h.mutable_data_ptr<float>(), x.const_data_ptr<float>(), rows * width);
+  cpu::rms_norm(h.const_data_ptr<float>(), layer.post_norm.const_data_ptr<float>(),
+                normed.mutable_data_ptr<float>(), rows, width, eps);
+  const at::Tensor gate_up = at::linear(normed, layer.gate_up_weight);
+  at::Tensor inner = at::empty({rows, ffn});
+  cpu::silu_times(gate_up.const_data_ptr<float>(), inner.mutable_data_ptr<float>(), rows, ffn);
+  const at::Tensor down = at::linear(inner, layer.down_weight);
+  cpu::add(h.mutable_data_ptr<float>(), down.const_data_ptr<float>(), rows * width);
+  return h;
 }
 
 at::Tensor Transformer::run_layer(int64_t index, const at::Tensor& x, int64_t begin,

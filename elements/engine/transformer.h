@@ -56,6 +56,8 @@ class Transformer {
   struct Layer {
     at::Tensor input_norm, qkv_weight, qkv_bias, o_weight, post_norm, gate_up_weight, down_weight;
   };
+  at::Tensor run_layer_float(int64_t index, const at::Tensor& x, int64_t begin, KvCache& cache,
+                             const std::optional<at::Tensor>& mask) const;
   at::Tensor run_layer(int64_t index, const at::Tensor& x, int64_t begin, const at::Tensor& cos,
                        const at::Tensor& sin, KvCache& cache,
                        const std::optional<at::Tensor>& mask) const;
