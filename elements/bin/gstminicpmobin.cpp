@@ -47,9 +47,8 @@ struct _GstMiniCpmoBin {
   const gchar* missing;  // factory of a child that could not be made, or NULL
   gboolean text_only;    // the audio encoder is left out; changed by state changes only
   // Guarded by the object lock:
-  GstPad* text_sink;     // ghost
-  GstPad* text;          // ghost
-  GstElement* captions;  // queue behind the tee
+  GstPad* text_sink;  // ghost
+  GstPad* text;       // ghost
 };
 
 static GstStaticPadTemplate sink_template = GST_STATIC_PAD_TEMPLATE(
@@ -78,6 +77,7 @@ GST_ELEMENT_REGISTER_DEFINE_WITH_CODE(minicpmobin, "minicpmobin", GST_RANK_NONE,
 constexpr guint kWordsAhead = 64;
 constexpr guint kChunksAhead = 8;
 constexpr guint kCaptionsAhead = 512;
+constexpr const gchar* kCaptions = "captions";  // the queue behind the pad text
 
 static GstElement* add_child(GstMiniCpmoBin* self, const gchar* factory, const gchar* name) {
   GstElement* child = gst_element_factory_make(factory, name);
@@ -154,25 +154,19 @@ static GstPad* request_text(GstMiniCpmoBin* self) {
   const bool taken = self->text != nullptr;
   GST_OBJECT_UNLOCK(self);
   if (taken) return nullptr;
-  GstElement* queue = add_queue(self, "captions", kCaptionsAhead);
+  GstElement* queue = add_queue(self, kCaptions, kCaptionsAhead);
   if (queue == nullptr) return nullptr;
   const PadPtr source(gst_element_get_static_pad(queue, "src"));
   GstPad* ghost = add_ghost(self, "text", source.get());
   GST_OBJECT_LOCK(self);
   self->text = ghost;
-  self->captions = queue;
   GST_OBJECT_UNLOCK(self);
   gst_element_sync_state_with_parent(queue);
   gst_element_link_pads(self->words, "src_%u", queue, "sink");
   return ghost;
 }
 
-static void release_text(GstMiniCpmoBin* self, GstPad* ghost) {
-  GST_OBJECT_LOCK(self);
-  GstElement* queue = self->captions;
-  self->captions = nullptr;
-  self->text = nullptr;
-  GST_OBJECT_UNLOCK(self);
+static void remove_captions(GstMiniCpmoBin* self, GstElement* queue) {
   const PadPtr end(gst_element_get_static_pad(queue, "sink"));
   const PadPtr branch(gst_pad_get_peer(end.get()));
   // The queue first: a push into it that waits for room comes back.
@@ -182,9 +176,18 @@ static void release_text(GstMiniCpmoBin* self, GstPad* ghost) {
     gst_pad_unlink(branch.get(), end.get());
     gst_element_release_request_pad(self->words, branch.get());
   }
+}
+
+static void release_text(GstMiniCpmoBin* self, GstPad* ghost) {
+  GST_OBJECT_LOCK(self);
+  self->text = nullptr;
+  GST_OBJECT_UNLOCK(self);
+  // None when the bin itself goes, and its children went before.
+  const minicpmo::ElementPtr queue(gst_bin_get_by_name(GST_BIN(self), kCaptions));
+  if (queue != nullptr) remove_captions(self, queue.get());
   gst_pad_set_active(ghost, FALSE);
   gst_element_remove_pad(GST_ELEMENT(self), ghost);
-  gst_bin_remove(GST_BIN(self), queue);
+  if (queue != nullptr) gst_bin_remove(GST_BIN(self), queue.get());
 }
 
 static GstPad* request_new_pad(GstElement* element, GstPadTemplate* pad_template, const gchar*,

@@ -81,6 +81,7 @@ void LlmWorker::start() {
     reset_requested_ = false;
     eos_queued_ = false;
     flow_ = GST_FLOW_OK;
+    flow_told_ = false;
     cancel_.clear();
   }
   stream_started_ = false;
@@ -118,6 +119,7 @@ void LlmWorker::end_flush() {
     reset_requested_ = false;
     eos_queued_ = false;
     flow_ = GST_FLOW_OK;
+    flow_told_ = false;
     if (active_) cancel_.clear();
   }
   segment_sent_ = false;
@@ -144,7 +146,10 @@ GstFlowReturn LlmWorker::push(LlmCommand command, const std::atomic<bool>* gone)
   {
     std::unique_lock lock(mutex_);
     if (!wait_for_room(lock, command, gone)) return GST_FLOW_FLUSHING;
-    if (is_input(command.kind) && flow_ != GST_FLOW_OK) return flow_;
+    if (is_input(command.kind) && flow_ != GST_FLOW_OK) {
+      flow_told_ = true;
+      return flow_;
+    }
     if (command.kind == LlmCommand::Kind::kEos) eos_queued_ = true;
     queue_.push_back(std::move(command));
   }
@@ -258,6 +263,7 @@ void LlmWorker::carry_out(LlmCommand command) {
     case Kind::kTurnEnd: {
       const guint64 id = gst_minicpmo_event_turn_id(command.event.get());
       if (id != 0) turn_id_ = id;
+      if (GST_CLOCK_TIME_IS_VALID(command.end)) turn_end_ = command.end;
       forward(std::move(command.event));
       return answer();
     }
@@ -268,6 +274,7 @@ void LlmWorker::carry_out(LlmCommand command) {
     case Kind::kRefused:
       return refuse(command.error);
     case Kind::kEndOfInput:
+      if (GST_CLOCK_TIME_IS_VALID(command.end)) turn_end_ = command.end;
       return end_of_input();
     case Kind::kEos:
       return end_of_stream(std::move(command.event));
@@ -287,18 +294,12 @@ bool LlmWorker::failed() const {
 }
 
 void LlmWorker::fail(GstFlowReturn flow) {
-  bool nobody_asks = false;
   {
     std::lock_guard lock(mutex_);
     if (flow_ != GST_FLOW_OK || flushing_ || !active_) return;
     flow_ = flow;
-    nobody_asks = eos_queued_;
   }
   changed_.notify_all();
-  // Upstream learns of it with its next buffer, and reports it. After its EOS there is none.
-  if (nobody_asks && (flow == GST_FLOW_NOT_LINKED || flow == GST_FLOW_NOT_NEGOTIATED)) {
-    GST_ELEMENT_FLOW_ERROR(element_, flow);
-  }
 }
 
 void LlmWorker::fail(const Error& error) {
@@ -398,10 +399,12 @@ void LlmWorker::end_of_input() {
 
 void LlmWorker::end_of_stream(EventPtr event) {
   ensure_started();
+  GstFlowReturn untold = GST_FLOW_OK;
   bool interrupted = false;
   {
     std::lock_guard lock(mutex_);
     interrupted = flushing_ || !active_;
+    if (!flow_told_) untold = flow_;
   }
   if (answered_ == 0 && !failed() && !interrupted) {
     if (refused_) {
@@ -413,6 +416,9 @@ void LlmWorker::end_of_stream(EventPtr event) {
            "EOS without audio embeddings or text"});
     }
   }
+  // Upstream learns of a flow with its next buffer, and reports it; now there is none.
+  if (untold == GST_FLOW_NOT_LINKED || untold == GST_FLOW_NOT_NEGOTIATED)
+    GST_ELEMENT_FLOW_ERROR(element_, untold);
   gst_pad_push_event(src_, event.release());
 }
 
@@ -560,7 +566,8 @@ void LlmWorker::finish_answer(const Answer& answer, const char* finish) {
 // running time.
 void LlmWorker::ensure_started() {
   if (!stream_started_) {
-    GCharPtr id(gst_pad_create_stream_id(src_, GST_ELEMENT(element_), "text"));
+    // gst_pad_create_stream_id() is for elements with one sink pad at most.
+    GCharPtr id(g_strdup_printf("%s/%08x/text", GST_OBJECT_NAME(element_), g_random_int()));
     gst_pad_push_event(src_, gst_event_new_stream_start(id.get()));
     stream_started_ = true;
   }

@@ -161,7 +161,8 @@ class LlmWorker {
   bool eos_queued_ = false;
   int64_t heard_bytes_ = -1;
   uint64_t flushes_ = 0;
-  GstFlowReturn flow_ = GST_FLOW_OK;
+  GstFlowReturn flow_ = GST_FLOW_OK;  // of the output
+  bool flow_told_ = false;            // upstream has seen it
   LlmStats stats_;
   LanguageModelOptions options_;
   bool options_changed_ = false;

@@ -52,6 +52,8 @@ struct FakeSettings {
 
   std::string answer;  // empty: made of the question
   int burst_bytes = 8;
+  // Whole bursts, may be empty; instead of `answer`.
+  std::vector<std::string> bursts;
   FinishReason finish = FinishReason::kStop;
   int context_rows = 1 << 20;  // prefill of more rows in a turn: kContextFull
 

@@ -145,6 +145,7 @@ class FakeLanguageModel final : public LanguageModel, Session {
       answer_ = text_.empty() ? "You said " + std::to_string(rows_) + " rows."
                               : "You wrote " + text_ + ".";
     spoken_ = 0;
+    burst_ = 0;
     first_ = true;
     text_.clear();
     context_ += rows_;
@@ -160,16 +161,20 @@ class FakeLanguageModel final : public LanguageModel, Session {
         std::min(answer_.size(), spoken_ + static_cast<size_t>(owner_.settings().burst_bytes));
     while (end < answer_.size() && (static_cast<unsigned char>(answer_[end]) & 0xC0) == 0x80) ++end;
     Burst burst;
-    burst.text = answer_.substr(spoken_, end - spoken_);
+    const std::vector<std::string>& bursts = owner_.settings().bursts;
+    const bool scripted = !bursts.empty();
+    burst.text = scripted ? bursts[burst_] : answer_.substr(spoken_, end - spoken_);
     burst.ids = {static_cast<int32_t>(spoken_)};
     spoken_ = end;
+    ++burst_;
     if (first_) {
       std::vector<float> speaker(static_cast<size_t>(info_.hidden_size));
       for (size_t i = 0; i < speaker.size(); ++i) speaker[i] = static_cast<float>(i);
       burst.speaker = float_tensor(speaker, {1, info_.hidden_size});
       first_ = false;
     }
-    if (spoken_ == answer_.size()) burst.finish = owner_.settings().finish;
+    const bool done = scripted ? burst_ == bursts.size() : spoken_ == answer_.size();
+    if (done) burst.finish = owner_.settings().finish;
     return burst;
   }
 
@@ -211,6 +216,7 @@ class FakeLanguageModel final : public LanguageModel, Session {
   std::string text_;
   std::string answer_;
   size_t spoken_ = 0;
+  size_t burst_ = 0;
   bool first_ = false;
 };
 
