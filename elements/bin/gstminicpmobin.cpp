@@ -169,13 +169,11 @@ static GstPad* request_text(GstMiniCpmoBin* self) {
 static void remove_captions(GstMiniCpmoBin* self, GstElement* queue) {
   const PadPtr end(gst_element_get_static_pad(queue, "sink"));
   const PadPtr branch(gst_pad_get_peer(end.get()));
-  // The queue first: a push into it that waits for room comes back.
+  // The tee's pad first: from then on the tee minds nothing that comes back from it. Then the
+  // queue: a push that waits for room in it comes back.
+  if (branch != nullptr) gst_element_release_request_pad(self->words, branch.get());
   gst_element_set_locked_state(queue, TRUE);
   gst_element_set_state(queue, GST_STATE_NULL);
-  if (branch != nullptr) {
-    gst_pad_unlink(branch.get(), end.get());
-    gst_element_release_request_pad(self->words, branch.get());
-  }
 }
 
 static void release_text(GstMiniCpmoBin* self, GstPad* ghost) {

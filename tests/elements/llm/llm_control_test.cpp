@@ -197,9 +197,9 @@ TEST(MiniCpmoLlmControl, StopAndStartIsANewConversation) {
   ask(h);
   ASSERT_TRUE(h.log().wait_for("minicpmo/answer-end"));
   gst_element_set_state(h.element(), GST_STATE_READY);
-  gst_element_set_state(h.element(), GST_STATE_PLAYING);
   h.log().clear();
   backend.log().take();
+  gst_element_set_state(h.element(), GST_STATE_PLAYING);
   h.push_event(gst_event_new_stream_start("again"));
   h.set_caps(kEmbeddingCaps);
   ask(h);
