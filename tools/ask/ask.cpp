@@ -118,7 +118,7 @@ std::string quoted(const char* value) {
 }
 
 std::string common_properties(const Options& options) {
-  std::string p;
+  std::string p = " async-load=false";  // loading is no part of TTFB
   if (options.model) p += " model=" + quoted(options.model);
   if (options.device) p += " device=" + quoted(options.device);
   if (options.precision) p += " precision=" + quoted(options.precision);
