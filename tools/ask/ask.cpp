@@ -240,6 +240,12 @@ bool ask(const Options& options, const char* question, Ref<GstContext>* model,
   GstElement* parsed = gst_parse_launch(line.c_str(), &error);
   if (!parsed || error) {
     fprintf(stderr, "error: %s\n  in: %s\n", error ? error->message : "no pipeline", line.c_str());
+    if (g_error_matches(error, GST_PARSE_ERROR, GST_PARSE_ERROR_NO_SUCH_ELEMENT)) {
+      fprintf(stderr,
+              "  An element of ours is missing when the plugin is not installed: `source "
+              "pipelines/environment` finds one "
+              "that is built in the source tree.\n");
+    }
     g_clear_error(&error);
     if (parsed) gst_object_unref(parsed);
     return false;
