@@ -162,10 +162,13 @@ static Result<std::shared_ptr<Engine>> load_engine_guarded(GstMiniCpmoElement* s
 }
 
 static void publish(Element& impl, LoadState state, std::shared_ptr<Engine> engine) {
-  std::lock_guard lock(impl.state_mutex);
-  impl.load_state = state;
-  impl.engine = std::move(engine);
+  {
+    std::lock_guard lock(impl.state_mutex);
+    impl.load_state = state;
+    impl.engine.swap(engine);
+  }
   impl.state_changed.notify_all();
+  // The old engine, if this was its last user, goes here: freeing gigabytes takes its time.
 }
 
 // Loads and says how it went: on the bus first, so that whoever waits finds the message there
@@ -424,10 +427,10 @@ void gst_minicpmo_element_set_flushing(GstMiniCpmoElement* self, gboolean flushi
   set_interrupted(impl_of(self), &Element::flushing, flushing != FALSE);
 }
 
-gboolean gst_minicpmo_element_is_ready(GstMiniCpmoElement* self) {
+std::shared_ptr<Engine> gst_minicpmo_element_peek_engine(GstMiniCpmoElement* self) {
   Element& impl = impl_of(self);
   std::lock_guard lock(impl.state_mutex);
-  return impl.load_state == LoadState::kReady;
+  return impl.engine;
 }
 
 // ---- Errors -----------------------------------------------------------------

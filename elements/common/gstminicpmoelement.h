@@ -62,8 +62,9 @@ GstFlowReturn gst_minicpmo_element_post_error(GstMiniCpmoElement* self, const mi
 // The same as a warning message.
 void gst_minicpmo_element_post_warning(GstMiniCpmoElement* self, const minicpmo::Error& error);
 
-// Whether the loader is done: the engine and the session may be used. Does not wait; for queries.
-gboolean gst_minicpmo_element_is_ready(GstMiniCpmoElement* self);
+// The engine once it is loaded, otherwise nullptr. Does not wait, and may be called from any thread at any time: for
+// queries, which run while the element changes state.
+std::shared_ptr<minicpmo::Engine> gst_minicpmo_element_peek_engine(GstMiniCpmoElement* self);
 
 // For a pad's query function: answers CONTEXT with the engine in use, everything else as gst_pad_query_default.
 gboolean gst_minicpmo_element_query_default(GstMiniCpmoElement* self, GstPad* pad, GstQuery* query);

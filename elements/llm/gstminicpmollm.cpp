@@ -19,7 +19,10 @@
  *
  * A flush of the sink pad stops a running answer at its next token and starts a new session:
  * nothing of the conversation is kept. A flush of text_sink drops the messages that wait. The event
- * minicpmo/interrupt, sent upstream from anywhere behind the element, ends only the running answer.
+ * minicpmo/interrupt, sent upstream from anywhere behind the element, ends only the running answer;
+ * if that is complete and still sounding, the conversation is cut back to the heard-bytes of it
+ * that the event tells. Tags of the input end here; of seeks, only flushing ones at normal speed
+ * pass.
  *
  * Input that does not fit into the model's context is refused with a warning; audio beyond it is
  * not heard, and the turn is answered from what was. A stream that ends with nothing but refused
@@ -234,8 +237,8 @@ static bool flush_main(GstMiniCpmoLlm* self, EventPtr event) {
   }
   const bool pushed = gst_pad_push_event(self->srcpad, event.release());
   gst_minicpmo_element_set_flushing(element, FALSE);
-  impl.worker.end_flush();
-  gst_pad_start_task(self->srcpad, loop, self, nullptr);
+  // Not when the element goes down meanwhile: nobody would stop the task.
+  if (impl.worker.end_flush()) gst_pad_start_task(self->srcpad, loop, self, nullptr);
   return pushed;
 }
 
@@ -262,6 +265,9 @@ static bool main_event(GstMiniCpmoLlm* self, EventPtr event) {
       return true;
     case GST_EVENT_EOS:
       return end_input(self, input, std::move(event));
+    case GST_EVENT_TAG:
+    case GST_EVENT_TOC:
+      return true;  // title and chapters of the question say nothing about the answer
     default:
       break;
   }
@@ -316,10 +322,9 @@ static gboolean sink_event(GstPad* pad, GstObject* parent, GstEvent* data) {
 
 // Once the model is known, only embeddings of its width are accepted.
 static GstCaps* sink_caps(GstMiniCpmoLlm* self, GstPad* pad) {
-  auto* element = GST_MINICPMO_ELEMENT(self);
   GstCaps* caps = gst_pad_get_pad_template_caps(pad);
-  if (pad != self->sinkpad || !gst_minicpmo_element_is_ready(element)) return caps;
-  const auto& engine = gst_minicpmo_element_engine(element);
+  if (pad != self->sinkpad) return caps;
+  const auto engine = gst_minicpmo_element_peek_engine(GST_MINICPMO_ELEMENT(self));
   if (engine == nullptr) return caps;
   minicpmo::CapsPtr all(caps);
   minicpmo::CapsPtr wanted(gst_minicpmo_tensor_caps_new(
@@ -348,7 +353,21 @@ static gboolean sink_query(GstPad* pad, GstObject* parent, GstQuery* query) {
 
 // ---- Source pad
 
+// The question can be asked again from elsewhere, but an answer cannot be spooled: only a flushing
+// seek at normal speed has a meaning.
+static bool can_seek(GstEvent* event) {
+  gdouble rate = 1;
+  GstSeekFlags flags = GST_SEEK_FLAG_NONE;
+  gst_event_parse_seek(event, &rate, nullptr, &flags, nullptr, nullptr, nullptr, nullptr);
+  return rate == 1 && (flags & GST_SEEK_FLAG_FLUSH) != 0;
+}
+
 static gboolean src_event(GstPad* pad, GstObject* parent, GstEvent* event) {
+  if (GST_EVENT_TYPE(event) == GST_EVENT_SEEK && !can_seek(event)) {
+    GST_DEBUG_OBJECT(parent, "refused %" GST_PTR_FORMAT, event);
+    gst_event_unref(event);
+    return FALSE;
+  }
   if (!gst_minicpmo_event_is(event, GST_MINICPMO_EVENT_INTERRUPT))
     return gst_pad_event_default(pad, parent, event);
   const EventPtr owned(event);

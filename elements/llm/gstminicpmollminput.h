@@ -39,7 +39,7 @@ class LlmInput {
   void forget_partial() { forget_partial_ = true; }
   void set_max_message_bytes(guint bytes) { max_message_bytes_ = bytes; }
 
-  bool eos = false;  // under the element's object lock
+  bool eos = false;  // guarded by the element's pads_mutex
 
  private:
   GstFlowReturn take_embeddings(GstBuffer* buffer);

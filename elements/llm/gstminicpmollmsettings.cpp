@@ -55,7 +55,7 @@ void install_sampling(GObjectClass* object_class, const LanguageModelOptions& de
   g_object_class_install_property(
       object_class, PROP_REPETITION_PENALTY,
       g_param_spec_double("repetition-penalty", "Repetition Penalty",
-                          "Makes tokens of the current burst less likely to come again, up to 10; "
+                          "Makes tokens of the current burst less likely to come again, 0 to 10; "
                           "1 is off, -1 as the checkpoint says",
                           -1, 10, defaults.repetition_penalty, kPlaying));
   g_object_class_install_property(
@@ -70,8 +70,8 @@ void install_conversation(GObjectClass* object_class, const LanguageModelOptions
   g_object_class_install_property(
       object_class, PROP_MAX_NEW_TOKENS,
       g_param_spec_int("max-new-tokens", "Maximum New Tokens",
-                       "Longest answer in tokens (about 3 of 4 words each)", 1, INT_MAX,
-                       defaults.max_new_tokens, kPlaying));
+                       "Longest answer in tokens (one is about three quarters of a word)", 1,
+                       INT_MAX, defaults.max_new_tokens, kPlaying));
   g_object_class_install_property(
       object_class, PROP_CONTEXT_LENGTH,
       g_param_spec_int("context-length", "Context Length",

@@ -21,42 +21,11 @@ namespace {
 // listener's patience.
 constexpr size_t kMaxQueued = 32;
 
-GstClockTime elapsed_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() -
-                                                              start)
-      .count();
-}
-
-const char* finish_name(FinishReason finish, bool spoke) {
-  switch (finish) {
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kContext:
-      return "context";
-    default:
-      return spoke ? "stop" : "empty";
-  }
-}
-
 bool is_input(LlmCommand::Kind kind) {
   return kind == LlmCommand::Kind::kEmbeddings || kind == LlmCommand::Kind::kMessage;
 }
 
 }  // namespace
-
-// What is known of the answer that runs.
-struct LlmWorker::Answer {
-  guint64 turn_id = 0;
-  guint chunk = 0;
-  uint64_t flushes = 0;  // of the worker when it began
-  guint64 tokens = 0;
-  std::string text;
-  bool spoke = false;  // something of it was pushed as text
-  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
-  GstClockTime model_time = 0;  // spent in the model, not in downstream
-  GstClockTime first_text = GST_CLOCK_TIME_NONE;
-  FinishReason finish = FinishReason::kNone;
-};
 
 // ---------------------------------------------------------------- the queue, from any thread
 
@@ -67,6 +36,8 @@ void LlmWorker::open(std::unique_ptr<LanguageModel> session) {
 void LlmWorker::close() {
   session_.reset();
   session_used_ = false;
+  std::lock_guard lock(mutex_);
+  queue_.clear();
 }
 
 void LlmWorker::start() {
@@ -79,6 +50,7 @@ void LlmWorker::start() {
     active_ = true;
     flushing_ = false;
     reset_requested_ = false;
+    cut_back_.reset();
     eos_queued_ = false;
     flow_ = GST_FLOW_OK;
     flow_told_ = false;
@@ -108,7 +80,8 @@ void LlmWorker::begin_flush() {
   changed_.notify_all();
 }
 
-void LlmWorker::end_flush() {
+bool LlmWorker::end_flush() {
+  bool active;
   {
     std::lock_guard lock(mutex_);
     queue_.clear();
@@ -117,14 +90,17 @@ void LlmWorker::end_flush() {
     queue_.push_back(std::move(reset));
     flushing_ = false;
     reset_requested_ = false;
+    cut_back_.reset();
     eos_queued_ = false;
     flow_ = GST_FLOW_OK;
     flow_told_ = false;
-    if (active_) cancel_.clear();
+    active = active_;
+    if (active) cancel_.clear();
   }
   segment_sent_ = false;
   last_output_ = 0;
   changed_.notify_all();
+  return active;
 }
 
 void LlmWorker::wake() {
@@ -177,11 +153,19 @@ void LlmWorker::drop_text_sink_messages() {
 }
 
 void LlmWorker::interrupt(int64_t heard_bytes) {
-  std::lock_guard lock(mutex_);
-  if (!answering_) return;
-  interrupted_ = true;
-  heard_bytes_ = heard_bytes;
-  cancel_.set();
+  {
+    std::lock_guard lock(mutex_);
+    if (!active_ || flushing_) return;
+    if (answering_) {
+      interrupted_ = true;
+      heard_bytes_ = heard_bytes;
+      cancel_.set();
+      return;
+    }
+    if (heard_bytes < 0) return;
+    cut_back_ = heard_bytes;
+  }
+  changed_.notify_all();
 }
 
 void LlmWorker::reset_session() {
@@ -189,6 +173,7 @@ void LlmWorker::reset_session() {
     std::lock_guard lock(mutex_);
     std::erase_if(queue_, [](const LlmCommand& command) { return is_input(command.kind); });
     reset_requested_ = true;
+    cut_back_.reset();
     if (answering_) {
       interrupted_ = true;
       heard_bytes_ = -1;
@@ -213,11 +198,17 @@ LlmStats LlmWorker::stats() const {
 
 std::optional<LlmCommand> LlmWorker::pop() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !active_ || flushing_ || reset_requested_ || !queue_.empty(); });
+  changed_.wait(lock, [&] {
+    return !active_ || flushing_ || reset_requested_ || cut_back_ || !queue_.empty();
+  });
   if (!active_ || flushing_) return std::nullopt;
   LlmCommand command;
   if (std::exchange(reset_requested_, false)) {
     command.kind = LlmCommand::Kind::kReset;
+  } else if (const auto heard = std::exchange(cut_back_, std::nullopt)) {
+    // Before what waits: the next turn is not part of what is cut.
+    command.kind = LlmCommand::Kind::kCutBack;
+    command.heard_bytes = *heard;
   } else {
     command = std::move(queue_.front());
     queue_.pop_front();
@@ -247,6 +238,8 @@ void LlmWorker::carry_out(LlmCommand command) {
   switch (command.kind) {
     case Kind::kReset:
       return new_session();
+    case Kind::kCutBack:
+      return cut_back(command.heard_bytes);
     case Kind::kStreamStart:
       answered_ = 0;
       refused_.reset();
@@ -337,6 +330,12 @@ void LlmWorker::new_session() {
   capture_time_ = GST_CLOCK_TIME_NONE;
 }
 
+// The session itself knows whether there is an answer to cut, and that the next turn has not begun.
+void LlmWorker::cut_back(int64_t heard_bytes) {
+  if (heard_bytes < 0) return;
+  if (session_used_ && session_ != nullptr && !failed()) session_->interrupt(heard_bytes);
+}
+
 void LlmWorker::note_input(const LlmCommand& command) {
   if (command.turn_id != 0) turn_id_ = command.turn_id;
   if (turn_id_ == 0) turn_id_ = last_turn_id_ + 1;
@@ -406,7 +405,9 @@ void LlmWorker::end_of_stream(EventPtr event) {
     interrupted = flushing_ || !active_;
     if (!flow_told_) untold = flow_;
   }
-  if (answered_ == 0 && !failed() && !interrupted) {
+  // Without a model there is an error on the bus already, or it is on its way.
+  const bool loaded = gst_minicpmo_element_wait_ready(element_) == GST_FLOW_OK;
+  if (answered_ == 0 && loaded && !failed() && !interrupted) {
     if (refused_) {
       fail(*refused_);
     } else {
@@ -420,176 +421,6 @@ void LlmWorker::end_of_stream(EventPtr event) {
   if (untold == GST_FLOW_NOT_LINKED || untold == GST_FLOW_NOT_NEGOTIATED)
     GST_ELEMENT_FLOW_ERROR(element_, untold);
   gst_pad_push_event(src_, event.release());
-}
-
-// ---------------------------------------------------------------- the answer
-
-bool LlmWorker::begin_answering() {
-  std::lock_guard lock(mutex_);
-  if (flushing_ || !active_) return false;
-  answering_ = true;
-  interrupted_ = false;
-  ++stats_.turns;
-  return true;
-}
-
-void LlmWorker::end_answering() {
-  std::lock_guard lock(mutex_);
-  answering_ = false;
-  if (active_ && !flushing_) cancel_.clear();
-}
-
-void LlmWorker::answer() {
-  Answer answer;
-  answer.turn_id = turn_id_ != 0 ? turn_id_ : last_turn_id_ + 1;
-  last_turn_id_ = std::max(last_turn_id_, answer.turn_id);
-  turn_id_ = 0;
-  turn_full_ = false;
-  if (!ready()) return;
-  if (!session_->turn_open()) return finish_answer(answer, "empty");
-  if (!begin_answering()) return;
-  {
-    std::lock_guard lock(mutex_);
-    answer.flushes = flushes_;
-  }
-  const Outcome outcome = decode(answer);
-  if (outcome == Outcome::kInterrupted) {
-    int64_t heard = -1;
-    {
-      std::lock_guard lock(mutex_);
-      heard = heard_bytes_;
-      ++stats_.interrupted;
-    }
-    session_->interrupt(heard);
-  }
-  end_answering();
-  if (outcome == Outcome::kAbandoned) return;
-  ++answered_;
-  finish_answer(answer, outcome == Outcome::kInterrupted
-                            ? "interrupted"
-                            : finish_name(answer.finish, answer.spoke));
-}
-
-LlmWorker::Outcome LlmWorker::decode(Answer& answer) {
-  const Result<void> started = session_->start_answer(cancel_);
-  answer.model_time = elapsed_since(answer.start);
-  if (!started.ok()) return after_error(started.error());
-  while (answer.finish == FinishReason::kNone) {
-    const auto begin = std::chrono::steady_clock::now();
-    const Result<Burst> burst = session_->next_burst(cancel_);
-    answer.model_time += elapsed_since(begin);
-    if (!burst.ok()) return after_error(burst.error());
-    answer.finish = burst->finish;
-    answer.tokens += burst->ids.size();
-    const bool said = say(answer, *burst);
-    std::lock_guard lock(mutex_);
-    if (!said || answer.flushes != flushes_ || flushing_ || !active_) return Outcome::kAbandoned;
-    if (interrupted_) return Outcome::kInterrupted;
-  }
-  return Outcome::kDone;
-}
-
-LlmWorker::Outcome LlmWorker::after_error(const Error& error) {
-  if (error.code == ErrorCode::kCancelled) {
-    std::lock_guard lock(mutex_);
-    return interrupted_ && active_ && !flushing_ ? Outcome::kInterrupted : Outcome::kAbandoned;
-  }
-  fail(error);
-  return Outcome::kAbandoned;
-}
-
-// Pushes one burst. False when downstream takes no more: the session is told that the answer ends
-// here.
-bool LlmWorker::say(Answer& answer, const Burst& burst) {
-  ensure_started();
-  if (burst.speaker != nullptr && !push_speaker(answer, *burst.speaker)) return false;
-  if (!burst.text.empty()) return push_text(answer, burst.text);
-  const GstClockTime now = output_time();
-  gst_pad_push_event(src_, gst_event_new_gap(now, GST_CLOCK_TIME_NONE));
-  ++answer.chunk;
-  return true;
-}
-
-bool LlmWorker::push_speaker(Answer& answer, const Tensor& speaker) {
-  const auto bytes = speaker.host_bytes();
-  if (!bytes.ok()) {
-    fail(bytes.error());
-    return false;
-  }
-  std::vector<float> vector(bytes->size() / sizeof(float));
-  std::memcpy(vector.data(), bytes->data(), vector.size() * sizeof(float));
-  gst_pad_push_event(src_,
-                     gst_minicpmo_event_new_speaker(answer.turn_id, vector.data(), vector.size()));
-  return true;
-}
-
-bool LlmWorker::push_text(Answer& answer, const std::string& text) {
-  BufferPtr buffer(gst_buffer_new_memdup(text.data(), text.size()));
-  GST_BUFFER_PTS(buffer.get()) = output_time();
-  if (!answer.spoke) GST_BUFFER_FLAG_SET(buffer.get(), GST_BUFFER_FLAG_DISCONT);
-  gst_buffer_add_minicpmo_turn_meta(buffer.get(), answer.turn_id, answer.chunk++,
-                                    answer.spoke ? 0 : GST_MINICPMO_TURN_FIRST, capture_time_);
-  if (!answer.spoke) answer.first_text = elapsed_since(answer.start);
-  answer.spoke = true;
-  answer.text += text;
-  GST_LOG_OBJECT(element_, "turn %" G_GUINT64_FORMAT ": \"%s\"", answer.turn_id, text.c_str());
-  const GstFlowReturn flow = gst_pad_push(src_, buffer.release());
-  if (flow == GST_FLOW_OK) return true;
-  session_->interrupt(-1);
-  fail(flow);
-  return false;
-}
-
-void LlmWorker::finish_answer(const Answer& answer, const char* finish) {
-  ensure_started();
-  gst_pad_push_event(src_, gst_minicpmo_event_new_answer_end(answer.turn_id, finish));
-  {
-    std::lock_guard lock(mutex_);
-    stats_.tokens += answer.tokens;
-    stats_.decode_time += answer.model_time;
-    stats_.first_text_latency = answer.first_text;
-    stats_.context_used = session_->context_used();
-  }
-  GST_INFO_OBJECT(element_, "turn %" G_GUINT64_FORMAT " answered (%s): \"%s\"", answer.turn_id,
-                  finish, answer.text.c_str());
-  GstStructure* fields =
-      gst_structure_new("minicpmo/answer", "turn-id", G_TYPE_UINT64, answer.turn_id, "text",
-                        G_TYPE_STRING, answer.text.c_str(), "finish", G_TYPE_STRING, finish,
-                        "tokens", G_TYPE_UINT64, answer.tokens, nullptr);
-  gst_element_post_message(GST_ELEMENT(element_),
-                           gst_message_new_element(GST_OBJECT(element_), fields));
-}
-
-// ---------------------------------------------------------------- the output stream
-
-// STREAM_START, CAPS and SEGMENT come before anything else, whatever the input sent. Output time is
-// running time.
-void LlmWorker::ensure_started() {
-  if (!stream_started_) {
-    // gst_pad_create_stream_id() is for elements with one sink pad at most.
-    GCharPtr id(g_strdup_printf("%s/%08x/text", GST_OBJECT_NAME(element_), g_random_int()));
-    gst_pad_push_event(src_, gst_event_new_stream_start(id.get()));
-    stream_started_ = true;
-  }
-  if (segment_sent_) return;
-  CapsPtr caps(gst_caps_new_simple("text/x-raw", "format", G_TYPE_STRING, "utf8", nullptr));
-  gst_pad_push_event(src_, gst_event_new_caps(caps.get()));
-  GstSegment segment;
-  gst_segment_init(&segment, GST_FORMAT_TIME);
-  EventPtr event(gst_event_new_segment(&segment));
-  if (segment_seqnum_ != GST_SEQNUM_INVALID) gst_event_set_seqnum(event.get(), segment_seqnum_);
-  segment_sent_ = true;
-  gst_pad_push_event(src_, event.release());
-}
-
-GstClockTime LlmWorker::output_time() {
-  GstClockTime time = turn_end_;
-  if (mode_ == TimestampMode::kArrival) {
-    const GstClockTime now = gst_element_get_current_running_time(GST_ELEMENT(element_));
-    if (GST_CLOCK_TIME_IS_VALID(now)) time = now;
-  }
-  if (GST_CLOCK_TIME_IS_VALID(time)) last_output_ = std::max(last_output_, time);
-  return last_output_;
 }
 
 }  // namespace minicpmo

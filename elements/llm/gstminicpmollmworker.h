@@ -9,6 +9,7 @@
 #include <gst/gst.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -22,6 +23,12 @@
 #include "common/stage.h"
 
 namespace minicpmo {
+
+// Time since `start`, in nanoseconds.
+inline GstClockTime elapsed_since(std::chrono::steady_clock::time_point start) {
+  const auto time = std::chrono::steady_clock::now() - start;
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
+}
 
 enum class TimestampMode { kInput, kArrival };
 
@@ -38,6 +45,7 @@ struct LlmCommand {
     kEndOfInput,   // the main input ends: what is open is answered
     kEos,          // event: forwarded
     kReset,        // a new session
+    kCutBack,      // heard_bytes: what was heard of the last answer
   };
   Kind kind = Kind::kEvent;
   EventPtr event;
@@ -48,6 +56,7 @@ struct LlmCommand {
   GstClockTime end = GST_CLOCK_TIME_NONE;           // running time of the end of this input
   GstClockTime capture_time = GST_CLOCK_TIME_NONE;  // running time of the user's last sample
   bool from_text_sink = false;
+  int64_t heard_bytes = -1;
 };
 
 struct LlmStats {
@@ -80,8 +89,9 @@ class LlmWorker {
   void stop();
   // FLUSH_START: the running call stops at its next token.
   void begin_flush();
-  // FLUSH_STOP, with the task paused: the queue is empty and a new session begins.
-  void end_flush();
+  // FLUSH_STOP, with the task paused: the queue is empty and a new session begins. False if the
+  // element has gone down meanwhile, and the task must not start again.
+  bool end_flush();
   // Wakes whoever waits in push(), to look at its `gone` again.
   void wake();
 
@@ -96,7 +106,9 @@ class LlmWorker {
   // One command. False when the task should pause: flushing or stopped.
   bool run_once();
 
-  // Ends the running answer, if there is one, at its next token.
+  // Ends the running answer at its next token. If the last answer is complete but still sounding,
+  // the conversation is cut back to what was heard of it (not with negative `heard_bytes`:
+  // unknown).
   void interrupt(int64_t heard_bytes);
   // Ends the running answer, drops input that waits, and forgets the conversation.
   void reset_session();
@@ -120,6 +132,7 @@ class LlmWorker {
   void fail(GstFlowReturn flow);
   void fail(const Error& error);
   void new_session();
+  void cut_back(int64_t heard_bytes);
   void prefill(const LlmCommand& command);
   void message(const LlmCommand& command);
   void refuse(const Error& error);
@@ -136,7 +149,8 @@ class LlmWorker {
   bool push_text(Answer& answer, const std::string& text);
   void finish_answer(const Answer& answer, const char* finish);
   bool begin_answering();
-  void end_answering();
+  // What an interruption meanwhile said was heard; nullopt: there was none.
+  std::optional<int64_t> end_answering();
 
   void ensure_started();
   GstClockTime output_time();
@@ -160,6 +174,7 @@ class LlmWorker {
   bool reset_requested_ = false;
   bool eos_queued_ = false;
   int64_t heard_bytes_ = -1;
+  std::optional<int64_t> cut_back_;  // asked for between answers
   uint64_t flushes_ = 0;
   GstFlowReturn flow_ = GST_FLOW_OK;  // of the output
   bool flow_told_ = false;            // upstream has seen it

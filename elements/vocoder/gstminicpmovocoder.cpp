@@ -236,6 +236,8 @@ static void gst_minicpmo_vocoder_init(GstMiniCpmoVocoder* self) {
   gst_pad_set_chain_function(self->sinkpad, GST_DEBUG_FUNCPTR(chain));
   gst_pad_set_event_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_event));
   gst_pad_set_query_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_query));
+  // Caps without dims-order (written by hand) are as good.
+  GST_PAD_SET_ACCEPT_INTERSECT(self->sinkpad);
   gst_element_add_pad(GST_ELEMENT(self), self->sinkpad);
 
   self->srcpad = gst_pad_new_from_static_template(&src_template, "src");

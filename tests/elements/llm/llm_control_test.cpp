@@ -1,6 +1,7 @@
 // minicpmollm: interruptions, flushes, state changes, failures.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 #include <thread>
 
@@ -59,6 +60,26 @@ TEST(MiniCpmoLlmControl, InterruptEventTellsWhatWasHeard) {
   gst_harness_push_upstream_event(h.get(), gst_minicpmo_event_new_interrupt(12));
   ASSERT_TRUE(h.log().wait_for("minicpmo/answer-end"));
   EXPECT_EQ(backend.counters().heard_bytes, 12);
+}
+
+// Generation is faster than speech: most interruptions come when the answer's text is complete.
+TEST(MiniCpmoLlmControl, AnAnswerThatStillSoundsIsCutBackToWhatWasHeard) {
+  FakeBackend backend;
+  LlmHarness h;
+  h.set_caps(kEmbeddingCaps);
+  ask(h);
+  ASSERT_TRUE(h.log().wait_for("minicpmo/answer-end"));
+  gst_harness_push_upstream_event(h.get(), gst_minicpmo_event_new_interrupt(5));
+  for (int i = 0; i < 10000 && backend.counters().interrupts == 0; ++i)
+    std::this_thread::sleep_for(milliseconds(1));
+  EXPECT_EQ(backend.counters().heard_bytes, 5);
+  ask(h, 2);
+  ASSERT_TRUE(h.log().wait_for("minicpmo/answer-end", 2));
+  for (const Passed& end : h.log().all("minicpmo/answer-end")) EXPECT_EQ(end.finish, "stop");
+  EXPECT_EQ(backend.counters().interrupts, 1);
+  const auto calls = backend.log().calls();
+  const auto cut = std::find(calls.begin(), calls.end(), "lm.interrupt 5");
+  EXPECT_EQ(std::count(calls.begin(), cut, "lm.start_answer"), 1);
 }
 
 TEST(MiniCpmoLlmControl, InterruptWithoutAnAnswerDoesNothing) {
@@ -188,6 +209,32 @@ TEST(MiniCpmoLlmControl, StateChangesAtRandomMomentsAreQuickAndClean) {
               GST_STATE_CHANGE_SUCCESS);
     ASSERT_LT(Clock::now() - start, milliseconds(2000)) << i;
   }
+}
+
+// Queries come from any thread at any time, also while the engine goes.
+TEST(MiniCpmoLlmControl, CapsQueriesDuringStateChangesAreSafe) {
+  FakeBackend backend;
+  LlmHarness h;
+  const PadPtr pad(gst_element_get_static_pad(h.element(), "sink"));
+  std::atomic<bool> done{false};
+  std::atomic<int> narrowed{0};
+  std::thread thread([&] {
+    const CapsPtr other(gst_caps_from_string(
+        "tensor/strided,tensor-id=minicpmo-audio-embedding,type=float32,dims=(int)<0,9>,"
+        "dims-order=row-major"));
+    while (!done) {
+      const CapsPtr caps(gst_pad_query_caps(pad.get(), nullptr));
+      if (!gst_caps_can_intersect(caps.get(), other.get())) ++narrowed;
+    }
+  });
+  for (int i = 0; i < 100; ++i) {
+    gst_element_set_state(h.element(), GST_STATE_NULL);
+    gst_element_set_state(h.element(), GST_STATE_READY);
+  }
+  for (int i = 0; i < 10000 && narrowed == 0; ++i) std::this_thread::sleep_for(milliseconds(1));
+  done = true;
+  thread.join();
+  EXPECT_GT(narrowed, 0);  // the engine was seen
 }
 
 TEST(MiniCpmoLlmControl, StopAndStartIsANewConversation) {

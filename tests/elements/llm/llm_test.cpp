@@ -326,13 +326,49 @@ TEST(MiniCpmoLlm, EventsDuringAnAnswerWaitBehindIt) {
   ASSERT_TRUE(h.log().wait_for("buffer"));
   h.push_event(
       gst_event_new_custom(GST_EVENT_CUSTOM_DOWNSTREAM, gst_structure_new_empty("test/marker")));
-  h.push_event(gst_event_new_tag(gst_tag_list_new_empty()));
   h.push_eos();
   ASSERT_TRUE(h.log().wait_for("eos"));
   const Names names = h.log().names();
-  ASSERT_GE(names.size(), 4u);
-  EXPECT_EQ(Names(names.end() - 4, names.end()),
-            (Names{"minicpmo/answer-end", "test/marker", "tag", "eos"}));
+  ASSERT_GE(names.size(), 3u);
+  EXPECT_EQ(Names(names.end() - 3, names.end()),
+            (Names{"minicpmo/answer-end", "test/marker", "eos"}));
+}
+
+// The title and the chapters of the question are not those of the answer.
+TEST(MiniCpmoLlm, TagsOfTheQuestionEndHere) {
+  FakeBackend backend;
+  LlmHarness h;
+  h.set_caps(kEmbeddingCaps);
+  h.push_event(gst_event_new_tag(gst_tag_list_new(GST_TAG_TITLE, "question.wav", nullptr)));
+  GstToc* toc = gst_toc_new(GST_TOC_SCOPE_GLOBAL);
+  h.push_event(gst_event_new_toc(toc, FALSE));
+  gst_toc_unref(toc);
+  h.push(embedding_chunk(25, 0));
+  h.push_eos();
+  ASSERT_TRUE(h.log().wait_for("eos"));
+  EXPECT_EQ(h.log().names(), (Names{"stream-start", "caps", "segment", "minicpmo/speaker", "buffer",
+                                    "buffer", "buffer", "minicpmo/answer-end", "eos"}));
+}
+
+TEST(MiniCpmoLlm, OnlyAFlushingSeekAtNormalSpeedPasses) {
+  FakeBackend backend;
+  LlmHarness h;
+  h.set_caps(kEmbeddingCaps);
+  const auto seek = [&](gdouble rate, GstSeekFlags flags) {
+    gst_harness_push_upstream_event(
+        h.get(), gst_event_new_seek(rate, GST_FORMAT_TIME, flags, GST_SEEK_TYPE_SET, 0,
+                                    GST_SEEK_TYPE_NONE, 0));
+    guint seeks = 0;
+    while (GstEvent* event = gst_harness_try_pull_upstream_event(h.get())) {
+      if (GST_EVENT_TYPE(event) == GST_EVENT_SEEK) ++seeks;
+      gst_event_unref(event);
+    }
+    return seeks;
+  };
+  EXPECT_EQ(seek(1, GST_SEEK_FLAG_FLUSH), 1u);
+  EXPECT_EQ(seek(1, GST_SEEK_FLAG_NONE), 0u);
+  EXPECT_EQ(seek(2, GST_SEEK_FLAG_FLUSH), 0u);
+  EXPECT_EQ(seek(-1, GST_SEEK_FLAG_FLUSH), 0u);
 }
 
 TEST(MiniCpmoLlm, TheNextQuestionWaitsForTheAnswer) {

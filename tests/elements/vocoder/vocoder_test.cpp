@@ -77,6 +77,8 @@ TEST_F(VocoderTest, PadTakesCodesOnly) {
     return gst_pad_query_accept_caps(sink.get(), caps.get()) != FALSE;
   };
   EXPECT_TRUE(accepts(kCodeCaps));
+  // Written by hand, without dims-order.
+  EXPECT_TRUE(accepts("tensor/strided,tensor-id=minicpmo-audio-code,type=uint16,dims=(int)<0,4>"));
   EXPECT_TRUE(
       accepts("tensor/strided,tensor-id=minicpmo-audio-code,type=int32,dims=(int)<0,4>,"
               "dims-order=row-major"));
