@@ -104,9 +104,10 @@ class LanguageModel {
   // Ends the user's turn and starts the answer. Then next_burst until finish != kNone.
   virtual Result<void> start_answer(const CancelFlag& cancel) = 0;
   virtual Result<Burst> next_burst(const CancelFlag& cancel) = 0;
-  // Ends a running answer early, or cuts the last one back after it ended, until the next user turn begins (without
-  // effect then, and before the first answer). `heard_bytes` of the answer's text reached the listener: the context is cut back to
-  // the token that completes them (compatibility none; upstream keeps all that was generated). Negative: keep all.
+  // Ends a running answer early, or cuts the last one back after it ended, until the next user turn begins
+  // (without effect then, and before the first answer). `heard_bytes` of the answer's text reached the listener:
+  // the context is cut back to the token that completes them (compatibility none; upstream keeps all that was
+  // generated). Negative: keep all.
   virtual void interrupt(int64_t heard_bytes) = 0;
   // A new session: forgets everything, system prompt included (it is read again at the next turn).
   virtual void reset() = 0;

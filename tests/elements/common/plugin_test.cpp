@@ -4,7 +4,11 @@
 
 #include <chrono>
 #include <filesystem>
+#include <map>
+#include <set>
+#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -86,6 +90,178 @@ TEST_F(PluginTest, InspectDescribesEveryElementWithoutABackend) {
     for (const char* part : {"Pad Templates:", "model  ", "device  ", "precision  "})
       expect_contains(outcome.text, part);
     EXPECT_LT(outcome.time.count(), 10.0) << element.name;
+  }
+}
+
+// What gst-inspect-1.0 says of one element, for looking things up.
+class Manual {
+ public:
+  explicit Manual(const std::string& text) {
+    std::istringstream in(text);
+    std::string property;
+    bool in_properties = false;
+    for (std::string line; std::getline(in, line);) {
+      if (!line.empty() && line[0] != ' ') in_properties = line == "Element Properties:";
+      std::string words = squeezed(line);
+      if (words.empty()) continue;
+      const size_t colon = words.find(" : ");
+      if (in_properties && line.rfind("  ", 0) == 0 && line[2] != ' ' &&
+          colon != std::string::npos) {
+        property = words.substr(0, colon);
+        words = words.substr(colon + 3);
+      }
+      (in_properties && !property.empty() ? properties_[property] : rest_) += words + "\n";
+    }
+  }
+  // Its description, flags, range and default, each a line.
+  std::string property(const std::string& name) const {
+    const auto found = properties_.find(name);
+    return found != properties_.end() ? found->second : "";
+  }
+  // Those that are not GStreamer's own.
+  std::set<std::string> names() const {
+    std::set<std::string> names;
+    for (const auto& [name, text] : properties_) names.insert(name);
+    for (const char* inherited : {"name", "parent", "async-handling", "message-forward"})
+      names.erase(inherited);
+    return names;
+  }
+  const std::string& rest() const { return rest_; }
+
+ private:
+  static std::string squeezed(const std::string& line) {
+    std::istringstream words(line);
+    std::string out;
+    for (std::string word; words >> word;) out += (out.empty() ? "" : " ") + word;
+    return out;
+  }
+
+  std::map<std::string, std::string> properties_;
+  std::string rest_;
+};
+
+constexpr const char* kPcm16Lines =
+    "audio/x-raw\nformat: F32LE\nrate: 16000\nchannels: 1\nlayout: interleaved\n";
+constexpr const char* kPcm24Lines =
+    "audio/x-raw\nformat: F32LE\nrate: 24000\nchannels: 1\nlayout: interleaved\n";
+constexpr const char* kTextLines = "text/x-raw\nformat: utf8\n";
+constexpr const char* kEmbeddingLines =
+    "tensor/strided\ntensor-id: minicpmo-audio-embedding\n"
+    "type: { (string)float32, (string)bfloat16 }\n"
+    "dims: < (int)0, (GstIntRange)[ 1, 2147483647 ] >\ndims-order: row-major\n";
+constexpr const char* kSentCodeLines =
+    "tensor/strided\ntensor-id: minicpmo-audio-code\ntype: uint16\n"
+    "dims: < (int)0, (int)4 >\ndims-order: row-major\n";
+constexpr const char* kReadCodeLines =
+    "tensor/strided\ntensor-id: minicpmo-audio-code\ntype: { (string)uint16, (string)int32 }\n"
+    "dims: < (int)0, (int)4 >\ndims-order: row-major\n";
+constexpr const char* kActionLines =
+    "Element Actions:\n\"interrupt\" : void user_function (GstElement* object);\n"
+    "\"reset-session\" : void user_function (GstElement* object);\n"
+    "\"push-text\" : gboolean user_function (GstElement* object,\ngchararray arg0);\n";
+
+std::string pad(const char* direction, const char* name, const char* availability,
+                const std::string& caps) {
+  return std::string(direction) + " template: '" + name + "'\nAvailability: " + availability +
+         "\nCapabilities:\n" + caps;
+}
+
+TEST_F(PluginTest, InspectShowsPadsAndActions) {
+  const std::vector<std::pair<const char*, std::vector<std::string>>> expected = {
+      {"minicpmoaudioenc",
+       {pad("SINK", "sink", "Always", kPcm16Lines), pad("SRC", "src", "Always", kEmbeddingLines)}},
+      {"minicpmollm",
+       {pad("SINK", "sink", "Always", std::string(kEmbeddingLines) + kTextLines),
+        pad("SINK", "text_sink", "On request", kTextLines), pad("SRC", "src", "Always", kTextLines),
+        kActionLines}},
+      {"minicpmotts",
+       {pad("SINK", "sink", "Always", kTextLines), pad("SRC", "src", "Always", kSentCodeLines)}},
+      {"minicpmovocoder",
+       {pad("SINK", "sink", "Always", kReadCodeLines), pad("SRC", "src", "Always", kPcm24Lines)}},
+      {"minicpmobin",
+       {pad("SINK", "sink", "Always", kPcm16Lines),
+        pad("SINK", "text_sink", "On request", kTextLines),
+        pad("SRC", "src", "Always", kPcm24Lines), pad("SRC", "text", "On request", kTextLines),
+        kActionLines, "Implemented Interfaces:\nGstChildProxy\n"}}};
+  for (const auto& [element, parts] : expected) {
+    const Manual manual(run({"gst-inspect-1.0", element}).text);
+    for (const std::string& part : parts) expect_contains(manual.rest(), part);
+  }
+}
+
+constexpr const char* kReady = "changeable only in NULL or READY state";
+constexpr const char* kPlaying = "changeable in NULL, READY, PAUSED or PLAYING state";
+
+struct DescribedProperty {
+  const char* name;
+  const char* text;      // part of the description: the unit, or what the values mean
+  const char* flags;     // nullptr: read-only
+  const char* default_;  // type, range and default
+};
+
+const DescribedProperty kProperties[] = {
+    {"model", "Directory of the checkpoint", kReady, "String. Default: null"},
+    {"device", "cpu, or cuda:N", kReady, "String. Default: \"auto\""},
+    {"precision", "Number format of weights", kReady,
+     "Enum \"GstMiniCpmoPrecision\" Default: 0, \"auto\""},
+    {"async-load", "data waits until the model is loaded", kReady, "Boolean. Default: true"},
+    {"compatibility", "upstream", kReady, "Enum \"GstMiniCpmoCompatibility\" Default: 0, \"none\""},
+    {"max-turn-duration", "in nanoseconds (0 = no limit)", kPlaying,
+     "Unsigned Integer64. Range: 0 - 18446744073709551615 Default: 60000000000"},
+    {"temperature", "0 is greedy, -1 as the checkpoint says", kPlaying,
+     "Double. Range: -1 - 10 Default: -1"},
+    {"speech-temperature", "0 is greedy, -1 as the checkpoint says", kPlaying,
+     "Double. Range: -1 - 10 Default: -1"},
+    {"top-p", "0 to 1; 1 is off, -1 as the checkpoint says", kPlaying,
+     "Double. Range: -1 - 1 Default: -1"},
+    {"top-k", "0 is off, -1 as the checkpoint says", kPlaying,
+     "Integer. Range: -1 - 2147483647 Default: -1"},
+    {"repetition-penalty", "1 is off, -1 as the checkpoint says", kPlaying,
+     "Double. Range: -1 - 10 Default: -1"},
+    {"seed", "the same seed and", kPlaying,
+     "Unsigned Integer64. Range: 0 - 18446744073709551615 Default: 0"},
+    {"max-new-tokens", "in tokens", kPlaying, "Integer. Range: 1 - 2147483647 Default: 512"},
+    {"context-length", "Positions", kPlaying, "Integer. Range: 64 - 1048576 Default: 8192"},
+    {"system-prompt", "at the start of a session", kPlaying,
+     "String. Default: \"You are a helpful assistant. You can accept audio and text input and "
+     "output voice and text.\""},
+    {"timestamp-mode", "timestamps", kReady,
+     "Enum \"GstMiniCpmoTimestampMode\" Default: 0, \"input\""},
+    {"max-message-bytes", "in bytes", kPlaying,
+     "Unsigned Integer. Range: 1 - 67108864 Default: 262144"},
+    {"speaker", "raw little-endian float32", kPlaying, "String. Default: null"},
+    {"max-codes", "code rows of 512 samples (21.3 ms)", kPlaying,
+     "Integer. Range: 1 - 1048576 Default: 2048"},
+    {"stats", "", nullptr, "Boxed pointer of type \"GstStructure\""},
+};
+
+TEST_F(PluginTest, InspectDescribesEveryProperty) {
+  const std::set<std::string> common{"model", "device", "precision", "async-load", "stats"};
+  const std::vector<std::pair<const char*, std::set<std::string>>> expected = {
+      {"minicpmoaudioenc", {"max-turn-duration"}},
+      {"minicpmollm",
+       {"temperature", "top-p", "top-k", "repetition-penalty", "seed", "max-new-tokens",
+        "context-length", "system-prompt", "compatibility", "timestamp-mode", "max-message-bytes"}},
+      {"minicpmotts", {"speaker", "temperature", "seed", "max-codes", "compatibility"}},
+      {"minicpmovocoder", {"compatibility"}},
+      {"minicpmobin",
+       {"temperature", "top-p", "top-k", "repetition-penalty", "seed", "max-new-tokens",
+        "context-length", "system-prompt", "compatibility", "timestamp-mode", "speaker",
+        "speech-temperature", "max-codes"}}};
+  for (auto [element, names] : expected) {
+    names.insert(common.begin(), common.end());
+    const Manual manual(run({"gst-inspect-1.0", element}).text);
+    EXPECT_EQ(manual.names(), names) << element;
+    for (const DescribedProperty& property : kProperties) {
+      if (names.count(property.name) == 0) continue;
+      SCOPED_TRACE(std::string(element) + "." + property.name);
+      const std::string text = manual.property(property.name);
+      const std::string flags = property.flags != nullptr
+                                    ? std::string("readable, writable, ") + property.flags
+                                    : "readable";
+      expect_contains(text, property.text);
+      expect_contains(text, "\nflags: " + flags + "\n" + property.default_ + "\n");
+    }
   }
 }
 
