@@ -1,6 +1,10 @@
 // The built plugin, from outside: what gst-inspect-1.0 shows, and what happens without libtorch.
 #include <glib.h>
 #include <gtest/gtest.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <dlfcn.h>
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include <chrono>
 #include <filesystem>
@@ -44,6 +48,14 @@ class PluginTest : public ::testing::Test {
     set("GST_REGISTRY_1_0", (directory_ / "registry.bin").string());
     set("MINICPMO_BACKEND_DIR", "/nonexistent");
     set("LC_ALL", "C");
+#ifdef __SANITIZE_ADDRESS__
+    // The tools are not built with the sanitizer that our plugin needs, and leak a little.
+    Dl_info runtime{};
+    EXPECT_NE(dladdr(reinterpret_cast<void*>(&__asan_poison_memory_region), &runtime), 0);
+    set("LD_PRELOAD", runtime.dli_fname);
+    const gchar* options = g_environ_getenv(environment, "ASAN_OPTIONS");
+    set("ASAN_OPTIONS", std::string(options != nullptr ? options : "") + ":detect_leaks=0");
+#endif
     arguments.insert(arguments.begin(), {"timeout", "60"});
     std::vector<gchar*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());

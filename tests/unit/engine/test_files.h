@@ -101,6 +101,13 @@ template <class T>
   return ::testing::AssertionSuccess();
 }
 
+// How much longer anything may take than in an ordinary build.
+#ifdef __SANITIZE_ADDRESS__
+constexpr double kSlowness = 20;
+#else
+constexpr double kSlowness = 1;
+#endif
+
 inline double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
