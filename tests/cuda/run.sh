@@ -1,0 +1,29 @@
+#!/bin/bash
+# Builds the decode kernels for the GPU at hand, then runs their tests and their benchmark. Logs go to $OUT (default: build).
+# Usage: bash tests/cuda/run.sh [test] [memcheck] [bench]   (default: test bench)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=${OUT:-build-cuda}
+bin=${BIN:-/tmp/minicpmo-cuda}
+mkdir -p "$out" "$bin"
+arch=${ARCH:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)}
+flags=(-std=c++20 -O3 "-arch=sm_${arch:-90}" -lineinfo -Xcompiler -Wall,-Wextra -Ielements -Itests/cuda)
+nvcc "${flags[@]}" -c elements/cuda/decode.cu -o "$bin/decode.o" &
+nvcc "${flags[@]}" -c tests/cuda/decode_kernels_test.cu -o "$bin/test.o" &
+nvcc "${flags[@]}" -c tests/cuda/decode_kernels_bench.cu -o "$bin/bench.o" &
+nvcc "${flags[@]}" -x cu -c elements/engine/sampling.cpp -o "$bin/sampling.o"
+wait
+nvcc -arch="sm_${arch:-90}" "$bin/test.o" "$bin/decode.o" "$bin/sampling.o" -o "$bin/decode_kernels_test"
+nvcc -arch="sm_${arch:-90}" "$bin/bench.o" "$bin/decode.o" -o "$bin/decode_kernels_bench"
+for what in "${@:-test bench}"; do
+  for one in $what; do
+    case $one in
+      test) "$bin/decode_kernels_test" 2>&1 | tee "$out/test.txt" ;;
+      memcheck)
+        for tool in memcheck racecheck; do
+          compute-sanitizer --tool "$tool" "$bin/decode_kernels_test" small 2>&1 | tee "$out/$tool.txt"
+        done ;;
+      bench) "$bin/decode_kernels_bench" 2>&1 | tee "$out/bench.txt" ;;
+    esac
+  done
+done
