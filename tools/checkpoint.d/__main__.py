@@ -4,6 +4,7 @@ import pathlib
 import sys
 
 import presets
+from fetch import REPOSITORY, REVISION
 
 
 def arguments() -> argparse.Namespace:
@@ -30,9 +31,9 @@ def arguments() -> argparse.Namespace:
     convert.add_argument("--force", action="store_true", help="replace assets/Vocos.safetensors")
 
     fetch = commands.add_parser("fetch", help="download from Hugging Face; goes on where it was cut")
-    fetch.add_argument("--revision", default="9da79acd", metavar="COMMIT",
-                       help="40 hex digits, or the beginning of a commit that is looked up (default 9da79acd)")
-    fetch.add_argument("--repository", default="openbmb/MiniCPM-o-2_6")
+    fetch.add_argument("--revision", default=REVISION, metavar="COMMIT",
+                       help=f"40 hex digits, or the beginning of a commit that is looked up (default {REVISION})")
+    fetch.add_argument("--repository", default=REPOSITORY)
     for command in (make, check, convert, fetch):
         command.add_argument("folder", type=pathlib.Path, metavar="DIR")
         command.add_argument("--quiet", action="store_true", help="no progress")
@@ -59,8 +60,11 @@ def main() -> int:
         import convert
         return convert.convert(a.folder, a.source, a.force)
     import fetch
-    return fetch.fetch(a.folder, a.repository, a.revision)
+    return fetch.fetch(a.folder, a.repository, a.revision, a.quiet)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

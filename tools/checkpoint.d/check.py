@@ -33,7 +33,7 @@ class Check:
         self.problems: list[str] = []
         self.config: dict = {}
         self.bytes = self.tensors = 0
-        self._headers: dict[str, dict[str, Entry]] = {}
+        self._headers: dict[str, dict[str, Entry] | None] = {}  # None: cannot be read, and that was said
 
     def problem(self, file: str, what: str) -> None:
         self.problems.append(f"{file}: {what}")
@@ -51,12 +51,13 @@ class Check:
 
     def header(self, name: str) -> dict[str, Entry] | None:
         if name not in self._headers:
+            self._headers[name] = None
             try:
                 self._headers[name] = read_header(self.folder / name)
             except FileNotFoundError:
-                return self.problem(name, "missing")
+                self.problem(name, "missing")
             except (OSError, FormatError) as e:
-                return self.problem(name, str(e))
+                self.problem(name, str(e))
         return self._headers[name]
 
     def run(self) -> None:
@@ -108,7 +109,7 @@ class Check:
         metadata = index.get("metadata")
         total = metadata.get("total_size") if isinstance(metadata, dict) else None
         headers = [self.header(f) for f in sorted(set(where.values()))]
-        found = sum(e.end - e.begin for h in headers if h for e in h.values())
+        found = sum(e.end - e.begin for h in headers if h is not None for e in h.values())
         if None not in headers and total is not None and total != found:
             self.problem(INDEX, f"metadata.total_size is {total}, the files hold {found} bytes")
         return where
@@ -196,9 +197,10 @@ class Check:
         import numpy as np
         exponents = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00),
                      "F64": ("<u8", 0x7FF0000000000000)}
-        total = sum(e.end - e.begin for h in self._headers.values() for e in h.values())
+        readable = {file: header for file, header in self._headers.items() if header is not None}
+        total = sum(e.end - e.begin for header in readable.values() for e in header.values())
         progress = Progress("values", total, self.quiet)
-        for file, header in self._headers.items():
+        for file, header in readable.items():
             with (self.folder / file).open("rb") as data:
                 for name, entry in header.items():
                     if entry.dtype not in exponents:

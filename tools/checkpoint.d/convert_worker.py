@@ -15,10 +15,10 @@ class Refused(Exception):
 
 def reason(error: Exception) -> str:
     """What torch found, without its advice to read the file unsafely."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    found = [line for line in lines if "WeightsUnpickler error" in line or "Unsupported" in line]
-    text = found[0] if found else lines[0] if lines else ""
-    return f"{type(error).__name__}: {text.partition('WeightsUnpickler error: ')[2] or text}"[:300]
+    sentences = re.split(r"(?<=[.:])\s+|\n+", str(error))
+    useless = ("In PyTorch 2.6", "Re-running", "Do it only", "Weights only load failed", "Check the doc", "Please file")
+    found = [s.strip() for s in sentences if s.strip() and not s.strip().startswith(useless)]
+    return f"{type(error).__name__}: {' '.join(found[:2])[:300]}"
 
 
 def load(path: pathlib.Path) -> dict:

@@ -1,8 +1,9 @@
 """Downloads the published checkpoint from Hugging Face, at one fixed commit.
 
-huggingface_hub does the transfer: files go on where they stopped, appear under their names only when whole, a bar shows how
-far they are. Here: the commit is fixed, room is made sure of, and sizes and digests are compared with those the hub lists
-(sha256 of large files, git's sha1 of small ones). HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected.
+huggingface_hub does the requests: who may read, where a file is, another try after a cut, a bar. Here: the commit is fixed, room
+is made sure of, a file goes on where an earlier run stopped (hf_hub_download begins anew), and gets its name only when its size and
+digest are those the hub lists (sha256 of large files, git's sha1 of small ones). HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are
+respected.
 """
 import hashlib
 import os
@@ -34,8 +35,8 @@ def full_revision(api, repository: str, revision: str) -> str:
                          "they are not accepted")
     found = sorted({c.commit_id for c in api.list_repo_commits(repository) if c.commit_id.startswith(revision)})
     if len(found) != 1:
-        raise FetchError(f"{repository} has {len(found) or 'no'} commit{'s' if len(found) > 1 else ''} that begin with "
-                         f"{revision}; name one in full with --revision (the list is on "
+        what = f"{len(found)} commits that begin" if found else "no commit that begins"
+        raise FetchError(f"{repository} has {what} with {revision}; name one in full with --revision (the list is on "
                          f"{api.endpoint}/{repository}/commits/main)")
     return found[0]
 
@@ -64,14 +65,35 @@ def wanted_files(api, repository: str, commit: str) -> list:
     from huggingface_hub.utils import filter_repo_objects
     listed = api.model_info(repository, revision=commit, files_metadata=True).siblings or []
     chosen = list(filter_repo_objects(listed, allow_patterns=PATTERNS, key=lambda s: s.rfilename))
+    for sibling in chosen:
+        name = pathlib.PurePosixPath(sibling.rfilename)
+        if name.is_absolute() or ".." in name.parts or len(name.parts) > 3:
+            raise FetchError(f"{repository} lists a file {sibling.rfilename!r}, which leads out of the directory")
     if not any(s.rfilename.endswith(".safetensors") for s in chosen):
         raise FetchError(f"{repository} at {commit} has no safetensors files")
     return chosen
 
 
+def download_file(folder: pathlib.Path, repository: str, commit: str, sibling) -> None:
+    from huggingface_hub import file_download, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+    path = folder / sibling.rfilename
+    # The digest in the name: what another commit has begun is not gone on with.
+    digest = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id or commit)[:12]
+    part = path.with_name(f"{path.name}.{digest}.incomplete")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab") as file:
+        file_download.http_get(hf_hub_url(repository, sibling.rfilename, revision=commit), file, resume_size=file.tell(),
+                               headers=build_hf_headers(), expected_size=sibling.size, displayed_filename=sibling.rfilename)
+        file.flush()
+        os.fsync(file.fileno())
+    if problem := difference(part, sibling):
+        part.unlink()
+        raise FetchError(f"{path} {problem}; what had arrived was removed, fetch again")
+    part.replace(path)
+
+
 def download(folder: pathlib.Path, repository: str, revision: str) -> None:
-    # The other protocol keeps no half-written file to go on from.
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     import huggingface_hub
     from huggingface_hub import constants
     if constants.HF_HUB_OFFLINE:
@@ -79,20 +101,14 @@ def download(folder: pathlib.Path, repository: str, revision: str) -> None:
     api = huggingface_hub.HfApi()
     commit = full_revision(api, repository, revision)
     files = wanted_files(api, repository, commit)
+    print(f"{repository} at {commit}: {len(files)} files, {sum(s.size or 0 for s in files) / 1e9:.2f} GB", file=sys.stderr)
     needed = sum((s.size or 0) for s in files if not (folder / s.rfilename).exists())
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < needed + 100_000_000:
         raise FetchError(f"{folder} needs {needed / 1e9:.1f} GB, {shutil.disk_usage(folder).free / 1e9:.1f} GB are free")
-    print(f"{repository} at {commit}: {len(files)} files, {sum(s.size or 0 for s in files) / 1e9:.2f} GB", file=sys.stderr)
     for sibling in sorted(files, key=lambda s: s.size or 0):
-        path = folder / sibling.rfilename
-        if difference(path, sibling) is None:
-            continue
-        huggingface_hub.hf_hub_download(repository, sibling.rfilename, revision=commit, local_dir=folder,
-                                        force_download=path.exists())
-        if problem := difference(path, sibling):
-            path.unlink(missing_ok=True)
-            raise FetchError(f"{path} {problem}; it was removed, fetch again")
+        if difference(folder / sibling.rfilename, sibling) is not None:
+            download_file(folder, repository, commit, sibling)
 
 
 def reason(error: Exception) -> str:
@@ -106,7 +122,9 @@ def reason(error: Exception) -> str:
     return f"{lines[0] if lines else type(error).__name__}{advice}"
 
 
-def fetch(folder: pathlib.Path, repository: str, revision: str) -> int:
+def fetch(folder: pathlib.Path, repository: str, revision: str, quiet: bool) -> int:
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
         import httpx
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
