@@ -113,8 +113,9 @@ static Element& impl_of(GstMiniCpmoElement* self) {
 
 static void post_progress(GstMiniCpmoElement* self, GstProgressType type, int percent,
                           const std::string& text) {
+  const minicpmo::GCharPtr valid(g_utf8_make_valid(text.data(), static_cast<gssize>(text.size())));
   GstMessage* message =
-      gst_message_new_progress(GST_OBJECT(self), type, kProgressCode, text.c_str());
+      gst_message_new_progress(GST_OBJECT(self), type, kProgressCode, valid.get());
   gst_structure_set(gst_message_writable_structure(message), "percent", G_TYPE_INT, percent,
                     nullptr);
   gst_element_post_message(GST_ELEMENT(self), message);
@@ -130,11 +131,11 @@ static EngineOptions engine_options(Element& impl) {
 }
 
 // The engine, with this element's weights and session.
-static Result<std::shared_ptr<Engine>> load_engine(GstMiniCpmoElement* self) {
+static Result<std::shared_ptr<Engine>> load_engine(GstMiniCpmoElement* self,
+                                                   const EngineOptions& options) {
   Element& impl = impl_of(self);
   GstMiniCpmoElementClass* klass = GST_MINICPMO_ELEMENT_GET_CLASS(self);
-  ASSIGN_OR_RETURN(auto engine,
-                   gst_minicpmo_ensure_engine(GST_ELEMENT(self), engine_options(impl)));
+  ASSIGN_OR_RETURN(auto engine, gst_minicpmo_ensure_engine(GST_ELEMENT(self), options));
   if (impl.load_cancel.is_set()) return Error{ErrorCode::kCancelled, "cancelled", ""};
   int posted = 0;
   const auto progress = [self, &posted](int percent, const std::string& what) {
@@ -148,17 +149,39 @@ static Result<std::shared_ptr<Engine>> load_engine(GstMiniCpmoElement* self) {
   return engine;
 }
 
-static Result<std::shared_ptr<Engine>> load_engine_guarded(GstMiniCpmoElement* self) {
+static Result<std::shared_ptr<Engine>> load_engine_guarded(GstMiniCpmoElement* self,
+                                                           const EngineOptions& options) {
   try {
-    return load_engine(self);
+    return load_engine(self, options);
   } catch (const std::bad_alloc&) {
-    return Error{ErrorCode::kNoSpace, "Out of memory while loading the model.", "std::bad_alloc"};
+    return Error{ErrorCode::kNoSpace, "out of memory", "std::bad_alloc"};
   } catch (const std::exception& e) {
     return Error{ErrorCode::kFailed, "Internal error while loading the model.", e.what()};
   } catch (...) {
     return Error{ErrorCode::kFailed, "Internal error while loading the model.",
                  "unknown exception"};
   }
+}
+
+// The stages name the file or value; here is said what it means for the user, and what to do.
+static Error for_the_user(const Error& error) {
+  Error said = error;
+  switch (error.code) {
+    case ErrorCode::kCorrupt:
+      said.message = "Cannot load the model: " + error.message +
+                     ". The checkpoint is damaged, incomplete or of another kind: copy its files "
+                     "again, or name another with the property model.";
+      break;
+    case ErrorCode::kNotFound:
+    case ErrorCode::kOpenRead:
+    case ErrorCode::kSettings:
+    case ErrorCode::kNoSpace:
+      said.message = "Cannot load the model: " + error.message + ".";
+      break;
+    default:
+      break;
+  }
+  return said;
 }
 
 static void publish(Element& impl, LoadState state, std::shared_ptr<Engine> engine) {
@@ -173,18 +196,19 @@ static void publish(Element& impl, LoadState state, std::shared_ptr<Engine> engi
 
 // Loads and says how it went: on the bus first, so that whoever waits finds the message there
 // already.
-static bool load(GstMiniCpmoElement* self) {
+static bool load(GstMiniCpmoElement* self, const EngineOptions& options) {
   Element& impl = impl_of(self);
   post_progress(self, GST_PROGRESS_TYPE_START, 0, "Loading the model");
-  auto engine = load_engine_guarded(self);
+  auto engine = load_engine_guarded(self, options);
   if (impl.load_cancel.is_set() || (!engine.ok() && engine.error().code == ErrorCode::kCancelled)) {
     publish(impl, LoadState::kCancelled, nullptr);
     post_progress(self, GST_PROGRESS_TYPE_CANCELED, -1, "Loading the model was cancelled");
     return false;
   }
   if (!engine.ok()) {
-    post_progress(self, GST_PROGRESS_TYPE_ERROR, -1, engine.error().message);
-    gst_minicpmo_element_post_error(self, engine.error());
+    const Error error = for_the_user(engine.error());
+    post_progress(self, GST_PROGRESS_TYPE_ERROR, -1, error.message);
+    gst_minicpmo_element_post_error(self, error);
     publish(impl, LoadState::kFailed, nullptr);
     return false;
   }
@@ -204,8 +228,10 @@ static bool start_load(GstMiniCpmoElement* self) {
   }
   impl.load_cancel.clear();
   publish(impl, LoadState::kLoading, nullptr);
-  if (!async_load) return load(self);
-  impl.loader = std::thread([self] { load(self); });
+  // As set now: what is set while the loader runs is for the next start.
+  const EngineOptions options = engine_options(impl);
+  if (!async_load) return load(self, options);
+  impl.loader = std::thread([self, options] { load(self, options); });
   return true;
 }
 
@@ -472,9 +498,13 @@ static void post(GstMiniCpmoElement* self, GstMessageType type, const Error& err
     case ErrorCode::kFailed:
       break;
   }
-  gchar* debug = error.detail.empty() ? nullptr : g_strdup(error.detail.c_str());
-  gst_element_message_full(GST_ELEMENT(self), type, domain, code, g_strdup(error.message.c_str()),
-                           debug, __FILE__, GST_FUNCTION, __LINE__);
+  // Names of files and what they hold need not be UTF-8; a message has to be.
+  const auto text = [](const std::string& s) {
+    return g_utf8_make_valid(s.data(), static_cast<gssize>(s.size()));
+  };
+  gchar* debug = error.detail.empty() ? nullptr : text(error.detail);
+  gst_element_message_full(GST_ELEMENT(self), type, domain, code, text(error.message), debug,
+                           __FILE__, GST_FUNCTION, __LINE__);
 }
 
 GstFlowReturn gst_minicpmo_element_post_error(GstMiniCpmoElement* self, const Error& error) {

@@ -24,7 +24,7 @@ class Reader {
     const json* value = find(key);
     if (!value) return fallback ? *fallback : (fail(key, "is missing"), low);
     if (!value->is_number_integer()) {
-      fail(key, "is not a whole number");
+      fail(key, "is " + shown(*value) + ", not a whole number");
       return low;
     }
     const bool too_high =
@@ -42,7 +42,7 @@ class Reader {
     const json* value = find(key);
     if (!value) return fallback ? *fallback : (fail(key, "is missing"), low);
     if (!value->is_number()) {
-      fail(key, "is not a number");
+      fail(key, "is " + shown(*value) + ", not a number");
       return low;
     }
     const double x = value->get<double>();
@@ -56,7 +56,7 @@ class Reader {
   bool boolean(const char* key, bool fallback) {
     const json* value = find(key);
     if (!value) return fallback;
-    if (!value->is_boolean()) fail(key, "is not true or false");
+    if (!value->is_boolean()) fail(key, "is " + shown(*value) + ", not true or false");
     return value->is_boolean() && value->get<bool>();
   }
 
@@ -66,7 +66,7 @@ class Reader {
     if (value->is_string()) return value->get<std::string>();
     // A version is a string in the published file; a number says as much.
     if (value->is_number()) return value->dump();
-    fail(key, "is not a string");
+    fail(key, "is " + shown(*value) + ", not a string");
     return "";
   }
 
@@ -74,7 +74,7 @@ class Reader {
   void only(const char* key, const json& wanted) {
     const json* value = find(key);
     if (value && *value != wanted) {
-      fail(key, "is " + value->dump().substr(0, 80) + ", only " + wanted.dump() + " is supported");
+      fail(key, "is " + shown(*value) + ", only " + wanted.dump() + " is supported");
     }
   }
 
@@ -84,6 +84,8 @@ class Reader {
   Result<void> result() const { return error_ ? Result<void>(*error_) : Result<void>(); }
 
  private:
+  static std::string shown(const json& value) { return value.dump(-1, ' ', true).substr(0, 80); }
+
   const json* find(const char* key) const {
     const auto found = object_.find(key);
     return found == object_.end() || found->is_null() ? nullptr : &*found;

@@ -29,7 +29,9 @@ Result<std::string> resolve(const std::string& directory, const std::string& nam
   std::error_code error;
   const fs::path real = fs::canonical(full, error);
   if (error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory) {
-    return Error{ErrorCode::kNotFound, full.string() + " does not exist", error.message()};
+    return Error{ErrorCode::kNotFound,
+                 full.string() + " does not exist; the model directory has to hold it",
+                 error.message()};
   }
   if (error) {  // a symlink that points to itself, for example
     return Error{ErrorCode::kOpenRead, full.string() + " cannot be opened: " + error.message()};

@@ -102,6 +102,10 @@ Result<std::string> SafetensorsFile::read_header() {
   if (have < sizeof head) {
     return corrupt(path_, std::to_string(size_) + " bytes, too short for a safetensors file");
   }
+  // What a clone without Git LFS leaves in place of a large file.
+  if (std::memcmp(head, "version ", sizeof head) == 0) {
+    return corrupt(path_, "a Git LFS pointer, not the file itself; run \"git lfs pull\" there");
+  }
   uint64_t n = 0;
   for (int i = 7; i >= 0; --i) n = n << 8 | head[i];
   if (n > size_ - 8 && looks_like_pickle(head)) return corrupt(path_, kPickle);

@@ -218,7 +218,8 @@ GstFlowReturn LlmInput::report_dropped() {
   command.kind = LlmCommand::Kind::kRefused;
   command.error = {ErrorCode::kContextFull,
                    "A text message has more than " + std::to_string(max_message_bytes_) +
-                       " bytes (property max-message-bytes): it is not answered.",
+                       " bytes (property max-message-bytes): it is not answered. "
+                       "Send a shorter one, or raise max-message-bytes.",
                    ""};
   return push(std::move(command));
 }

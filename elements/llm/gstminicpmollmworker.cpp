@@ -379,7 +379,8 @@ void LlmWorker::message(const LlmCommand& command) {
     if (done.error().code != ErrorCode::kContextFull) return fail(done.error());
     return refuse({ErrorCode::kContextFull,
                    "A text message of " + std::to_string(command.text.size()) +
-                       " bytes does not fit into the model's context: it is not answered.",
+                       " bytes does not fit into the model's context: it is not answered. "
+                       "Send a shorter one.",
                    done.error().message});
   }
   note_input(command);

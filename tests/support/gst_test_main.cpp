@@ -26,7 +26,8 @@ std::string make_plugin_directory() {
   if (made == nullptr) return "";
   const std::string directory = made;
   g_free(made);
-  for (const char* name : {"coreelements", "coretracers", "wavenc", "app"}) {
+  for (const char* name : {"coreelements", "coretracers", "wavenc", "wavparse", "audioconvert",
+                           "audioresample", "app"}) {
     const std::string file = std::string("libgst") + name + ".so";
     std::error_code error;
     std::filesystem::create_symlink(std::filesystem::path(GST_PLUGINS_DIR) / file,

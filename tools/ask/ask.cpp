@@ -130,9 +130,9 @@ std::string launch_line(const Options& options, const char* question, const std:
   const std::string compatibility = options.upstream ? " compatibility=upstream" : "";
   std::string line;
   if (question) {
-    line = "filesrc location=" + quoted(question) +
-           " ! decodebin ! audioconvert ! audioresample ! "
-           "audio/x-raw,format=F32LE,rate=16000,channels=1 ! ";
+    line =
+        "filesrc name=question ! decodebin ! audioconvert ! audioresample ! "
+        "audio/x-raw,format=F32LE,rate=16000,channels=1 ! ";
     if (options.realtime) line += "identity sync=true ! ";
     line += "minicpmoaudioenc name=first" + common + " ! queue ! ";
   } else {
@@ -143,7 +143,7 @@ std::string launch_line(const Options& options, const char* question, const std:
   line += " ! queue ! minicpmotts" + common + compatibility;
   if (options.codes && !wav.empty()) {
     line += " ! tee name=codes ! queue ! filesink async=false location=" +
-            quoted((wav + ".codes").c_str()) + " codes.";
+            quoted((wav + ".codes.part").c_str()) + " codes.";
   }
   line += " ! queue ! minicpmovocoder name=vocoder" + common + compatibility;
   if (wav.empty()) return line + " ! fakesink sync=false";
@@ -195,7 +195,9 @@ bool run_to_end(GstElement* pipeline, const Options& options, Ref<GstContext>* m
         Ref<GError> owned(error);
         Ref<gchar> owned_debug(debug);
         fprintf(stderr, "%s: %s\n", fatal ? "error" : "warning", error->message);
-        if (fatal && debug) fprintf(stderr, "  %s\n", debug);
+        // Behind the place in the source, which is for developers, may be a line that says more.
+        const char* more = fatal && debug ? strchr(debug, '\n') : nullptr;
+        if (more) fprintf(stderr, "  %s\n", more + 1);
         if (fatal) ok = false, done = true;
       }
     }
@@ -232,6 +234,19 @@ std::string wav_path(const Options& options, const char* question) {
   return options.json ? "" : "answer.wav";
 }
 
+// Written beside its place and moved there when whole: nobody finds half an answer.
+bool take_place(const std::string& path, bool whole) {
+  const std::string part = path + ".part";
+  if (!whole) {
+    remove(part.c_str());
+    return true;
+  }
+  if (rename(part.c_str(), path.c_str()) == 0) return true;
+  perror(path.c_str());
+  remove(part.c_str());
+  return false;
+}
+
 bool ask(const Options& options, const char* question, Ref<GstContext>* model,
          nlohmann::json* results) {
   const std::string wav = wav_path(options, question);
@@ -246,11 +261,18 @@ bool ask(const Options& options, const char* question, Ref<GstContext>* model,
               "pipelines/environment` finds one "
               "that is built in the source tree.\n");
     }
+    if (g_error_matches(error, GST_PARSE_ERROR, GST_PARSE_ERROR_COULD_NOT_SET_PROPERTY))
+      fprintf(stderr, "  `gst-inspect-1.0 ELEMENT` lists what each property takes.\n");
     g_clear_error(&error);
     if (parsed) gst_object_unref(parsed);
     return false;
   }
   Ref<GstElement> pipeline(parsed);
+  if (question) {
+    // Not by the line above, which has to be UTF-8: a file may have any name.
+    Ref<GstElement> source(gst_bin_get_by_name(GST_BIN(pipeline.get()), "question"));
+    g_object_set(source.get(), "location", question, nullptr);
+  }
   Turn turn;
   turn.print_words = !options.json;
   add_probe(
@@ -261,15 +283,8 @@ bool ask(const Options& options, const char* question, Ref<GstContext>* model,
   add_probe(pipeline.get(), "vocoder", "src", GST_PAD_PROBE_TYPE_BUFFER, on_audio, &turn);
   const bool ok = run_to_end(pipeline.get(), options, model);
   if (turn.print_words) printf("\n");
-  if (!wav.empty()) {
-    // Written beside its place and moved there when whole: nobody finds half an answer.
-    const std::string part = wav + ".part";
-    if (ok && rename(part.c_str(), wav.c_str()) != 0) {
-      perror(wav.c_str());
-      return false;
-    }
-    if (!ok) remove(part.c_str());
-  }
+  if (!wav.empty() && !take_place(wav, ok)) return false;
+  if (options.codes && !wav.empty() && !take_place(wav + ".codes", ok)) return false;
   nlohmann::json r = report(turn, question ? question : options.text);
   if (!wav.empty()) r["wav"] = wav;
   results->push_back(r);
@@ -335,6 +350,7 @@ int main(int argc, char** argv) {
     if (options.text) ok = ask(options, nullptr, &model, &results) && ok;
     for (gchar** q = options.questions; q && *q; ++q) ok = ask(options, *q, &model, &results) && ok;
   }
-  if (options.json) printf("%s\n", results.dump(1).c_str());
+  if (options.json)
+    printf("%s\n", results.dump(1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   return ok ? 0 : 1;
 }

@@ -238,6 +238,14 @@ bool PipelineRun::run() {
   return false;
 }
 
+void PipelineRun::listen(std::chrono::milliseconds duration) {
+  const auto end = std::chrono::steady_clock::now() + duration;
+  while (std::chrono::steady_clock::now() < end) {
+    MessagePtr message(gst_bus_timed_pop(bus_.get(), 5 * GST_MSECOND));
+    if (message) note(message.get());
+  }
+}
+
 int open_descriptors() {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {

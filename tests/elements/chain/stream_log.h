@@ -102,6 +102,8 @@ class PipelineRun {
   ElementPtr element(const char* name) const;
   // Plays until EOS (true), an error, or a minute has gone.
   bool run();
+  // Notes what comes for a while longer: a second error after the first one, for example.
+  void listen(std::chrono::milliseconds duration);
   void stop();
   std::string first_error() const { return errors.empty() ? "no error" : errors[0]; }
   std::vector<std::string> errors;

@@ -157,7 +157,10 @@ TEST_P(EveryElement, SyncLoadThatFailsFailsTheStateChangeWithOneError) {
   int errors = 0;
   while (MessagePtr message{gst_bus_pop_filtered(bus.get(), GST_MESSAGE_ERROR)}) {
     ++errors;
-    EXPECT_STREQ(error_of(message.get())->message, "weights.bin is damaged");
+    EXPECT_STREQ(error_of(message.get())->message,
+                 "Cannot load the model: weights.bin is damaged. The checkpoint is damaged, "
+                 "incomplete or of another kind: copy its files again, or name another with the "
+                 "property model.");
   }
   EXPECT_EQ(errors, 1);
   // And it can be tried again.
@@ -232,7 +235,7 @@ TEST(Load, EveryErrorCodeHasItsGStreamerCode) {
     GCharPtr owned_debug(debug);
     EXPECT_EQ(error->domain, pair.domain);
     EXPECT_EQ(error->code, pair.code);
-    EXPECT_STREQ(error->message, "what and what to do");
+    EXPECT_NE(std::string(error->message).find("what and what to do"), std::string::npos);
     EXPECT_NE(std::string(debug).find("where"), std::string::npos);
   }
 }
