@@ -15,6 +15,7 @@ namespace minicpmo::cuda {
 
 constexpr int kAttentionWarps = 8;
 constexpr int kRowsPerSplit = 64;  // a split has at least as many before another one joins
+constexpr int kMostSplits = 64;
 
 struct AttentionArgs {
   const float* qkv;  // ((heads + 2 kv_heads) head_dim)
@@ -42,6 +43,7 @@ struct Attention {
     float key[kHeadDim], value[kHeadDim];
     float best[kSlots][kGroup], sum[kSlots][kGroup];
     float values[kSlots][kGroup][kHeadDim];
+    float split_best[kMostSplits][kGroup], split_sum[kMostSplits][kGroup];
     bool last;
   };
 
@@ -62,6 +64,17 @@ struct Attention {
       self = position < f || position >= b;
     }
     __device__ int row(int i) const { return i < front ? i : i - front + from; }
+  };
+
+  // Who reads which of the visible rows.
+  struct Share {
+    int count, active, each;
+    __device__ Share(int count_, int splits) : count(count_) {
+      active = max(1, min(splits, (count + kRowsPerSplit - 1) / kRowsPerSplit));
+      each = (count + active - 1) / active;
+    }
+    __device__ int begin(int split) const { return min(count, split * each); }
+    __device__ int end(int split) const { return min(count, (split + 1) * each); }
   };
 
   // Half-split rotation (Su et al. 2021, as in GPT-NeoX) of the group's queries and of the new key; the row that goes into
@@ -216,7 +229,7 @@ struct Attention {
     best = -INFINITY;
     for (int i = 0; i < count; ++i) best = fmaxf(best, best_of(i));
     sum = value = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = 0; i < count; ++i) {
       const float one = best_of(i);
       const float keep = one == -INFINITY ? 0 : exp2f(one - best);
@@ -260,29 +273,54 @@ struct Attention {
     __syncthreads();
     if (!s.last) return;
     constexpr int kPart = kGroup * (kHeadDim + 2);
+    const float* const parts = args.partial + blockIdx.y * gridDim.x * kPart;
+    for (int e = threadIdx.x; e < active * kGroup; e += kThreads) {
+      const int i = e / kGroup, g = e % kGroup;
+      const float* const from = parts + i * kPart + g * (kHeadDim + 2) + kHeadDim;
+      s.split_best[i][g] = __ldcg(from);
+      s.split_sum[i][g] = __ldcg(from + 1);
+    }
+    __syncthreads();
     for (int e = threadIdx.x; e < kGroup * kHeadDim; e += kThreads) {
       const int g = e / kHeadDim, d = e % kHeadDim;
-      const float* const from = args.partial + blockIdx.y * gridDim.x * kPart + g * (kHeadDim + 2);
       float best, sum, value;
       merge(
-          active, [&](int i) { return __ldcg(from + i * kPart + kHeadDim); },
-          [&](int i) { return __ldcg(from + i * kPart + kHeadDim + 1); },
-          [&](int i) { return __ldcg(from + i * kPart + d); }, best, sum, value);
+          active, [&](int i) { return s.split_best[i][g]; },
+          [&](int i) { return s.split_sum[i][g]; },
+          [&](int i) { return __ldcg(parts + i * kPart + g * (kHeadDim + 2) + d); }, best, sum,
+          value);
       args.output[blockIdx.y * kGroup * kHeadDim + e] = quotient(value, sum);
+    }
+  }
+
+  // Asks for this block's keys and values before the wait. The position may still move on meanwhile (by one, at a step's
+  // first layer): this only brings cache lines closer.
+  static __device__ void fetch_ahead(const AttentionArgs& args) {
+    const Range range(args.state, args.capacity);
+    const Share share(range.count, gridDim.x);
+    if (static_cast<int>(blockIdx.x) >= share.active) return;
+    constexpr int kLine = 128, kRowLines = kHeadDim * 2 / kLine;
+    const int64_t base = static_cast<int64_t>(blockIdx.y) * args.capacity;
+    const int begin = share.begin(blockIdx.x), end = share.end(blockIdx.x);
+    for (int i = threadIdx.x; i < (end - begin) * kRowLines; i += kThreads) {
+      const int64_t at = (base + range.row(begin + i / kRowLines)) * kHeadDim + i % kRowLines * (kLine / 2);
+      fetch_into_l2(args.keys + at);
+      fetch_into_l2(args.values + at);
     }
   }
 };
 
 template <int kHeadDim, int kGroup>
-__global__ void __launch_bounds__(kAttentionWarps * 32, 1) attention_kernel(const AttentionArgs args) {
+__global__ void __launch_bounds__(kAttentionWarps * 32, 2) attention_kernel(const AttentionArgs args) {
   using A = Attention<kHeadDim, kGroup>;
   __shared__ typename A::Shared s;
   let_next_start();
+  A::fetch_ahead(args);
   wait_for_previous();
   const typename A::Range range(args.state, args.capacity);
-  const int splits = gridDim.x, split = blockIdx.x;
-  const int active = max(1, min(splits, (range.count + kRowsPerSplit - 1) / kRowsPerSplit));
-  if (split >= active) return;
+  const typename A::Share share(range.count, gridDim.x);
+  const int split = blockIdx.x;
+  if (split >= share.active) return;
   A::rotate(args, range.position, s);
   __syncthreads();
   if (split == 0) A::store_row(args, range.position, s);
@@ -294,14 +332,12 @@ __global__ void __launch_bounds__(kAttentionWarps * 32, 1) attention_kernel(cons
 #pragma unroll
     for (int d = 0; d < 8; ++d) r.values[g][d] = 0;
   }
-  const int share = (range.count + active - 1) / active;
-  const int begin = split * share, end = min(range.count, begin + share);
-  A::scan(args, range, begin, end, s, r);
+  A::scan(args, range, share.begin(split), share.end(split), s, r);
   A::add_self(split == 0 && range.self, s);
   A::merge_warp(r, s);
   __syncthreads();
-  A::merge_block(args, active, s);
-  if (active > 1) A::merge_splits(args, active, s);
+  A::merge_block(args, share.active, s);
+  if (share.active > 1) A::merge_splits(args, share.active, s);
 }
 
 }  // namespace minicpmo::cuda

@@ -41,15 +41,16 @@ cudaError_t allow_shared(Kernel kernel, size_t bytes) {
                               static_cast<int>(bytes));
 }
 
-// Every row of a short input is one batch; a long one is read in batches of 14 (or 2 x 7) vectors a lane.
-constexpr int kShortChunks = 3;
+// A row of a short or middling input is one batch; a long one is read in batches of 14 (or 2 x 7) vectors a lane.
+constexpr int kShortChunks = 3, kMiddleChunks = 12;
 
 template <Epilogue kEpilogue, int kRows, int kChunks, int kThreads, int kBlocks>
 cudaError_t launch_gemv(const GemvArgs& args, int most_blocks, bool overlap, cudaStream_t stream) {
   const auto kernel = gemv_kernel<kEpilogue, kRows, kChunks, kThreads, kBlocks>;
   const int per_block = kThreads / 32 * Gemv<kEpilogue, kRows, kChunks>::kOutputs;
   const int blocks = std::min(most_blocks, (args.rows + per_block - 1) / per_block);
-  const size_t shared = padded_groups(args.k, kChunks) * sizeof(float4);
+  size_t shared = padded_groups(args.k, kChunks) * sizeof(float4);
+  if (args.norm != nullptr) shared += args.k / 4 * sizeof(uint2);
   RETURN_IF_CUDA_ERROR(allow_shared(kernel, shared));
   return launch(kernel, dim3(blocks), kThreads, shared, stream, overlap, args);
 }
@@ -61,6 +62,11 @@ cudaError_t run_gemv(const GemvArgs& args, int processors, bool overlap, cudaStr
   if (args.k / 8 <= kShortChunks * 32) {
     return launch_gemv<kEpilogue, kGate ? 4 : kAdd ? 1 : 2, kShortChunks, 256, 3>(
         args, 4 * processors, overlap, stream);
+  }
+  if constexpr (kAdd) {
+    if (args.k / 8 <= kMiddleChunks * 32) {
+      return launch_gemv<kEpilogue, 1, kMiddleChunks, 256, 2>(args, 2 * processors, overlap, stream);
+    }
   }
   return launch_gemv<kEpilogue, kGate ? 2 : 1, kGate ? 7 : 14, 384, 2>(args, processors, overlap,
                                                                       stream);
@@ -131,7 +137,7 @@ cudaError_t DecodeStep::init(const DecoderShape& shape, const DecoderWeights& we
   weights_ = weights;
   overlap_ = overlap && major >= 9;
   const int most = (weights.capacity + kRowsPerSplit - 1) / kRowsPerSplit;
-  splits_ = std::clamp(processors_ / shape.kv_heads, 1, most);
+  splits_ = std::clamp(processors_ / shape.kv_heads, 1, std::min(most, kMostSplits));
   const size_t group = shape.heads / shape.kv_heads, wide = shape.heads * shape.head_dim;
   const size_t floats[] = {static_cast<size_t>(shape.hidden),
                            wide + 2 * shape.kv_heads * shape.head_dim,

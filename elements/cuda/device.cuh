@@ -36,6 +36,33 @@ __device__ __forceinline__ uint4 load_weights(const uint4* p) {
 #endif
 }
 
+// Global to shared memory, 16 bytes, past L1 and without a register; all of a thread's copies have come after
+// wait_for_copies(), for that thread.
+__device__ __forceinline__ void copy_to_shared(float4* to, const float4* from) {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from)
+               : "memory");
+#else
+  *to = *from;
+#endif
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void fetch_into_l2(const void* p) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(p));
+#else
+  static_cast<void>(p);
+#endif
+}
+
 // The shared memory whose size the launch gives.
 template <typename T>
 __device__ __forceinline__ T* launched_shared() {

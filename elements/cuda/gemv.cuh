@@ -34,17 +34,16 @@ struct Gemv {
 
   static __device__ __forceinline__ void load(const GemvArgs& args, int set, int batch,
                                               uint4 (&w)[kRows][kChunks]) {
-    const int width = args.k / 8, lane = threadIdx.x % 32;
+    const int width = args.k / 8, first = batch * kChunks * 32 + threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
       const int row = output_row(set, j);
-      const bool there = row < args.rows;
+      const int left = row < args.rows ? width - first : 0;
       const int64_t stored = kGate && j >= kOutputs ? row + args.rows : row;
-      const uint4* const begin = args.weight + stored * width;
+      const uint4* const begin = args.weight + stored * width + first;
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        const int v = (batch * kChunks + c) * 32 + lane;
-        w[j][c] = there && v < width ? load_weights(begin + v) : make_uint4(0, 0, 0, 0);
+        w[j][c] = c * 32 < left ? load_weights(begin + c * 32) : make_uint4(0, 0, 0, 0);
       }
     }
   }
@@ -101,33 +100,37 @@ __host__ __device__ inline int padded_groups(int k, int chunks) {
   return (width + batch - 1) / batch * batch * 2;
 }
 
-// The norm's weights go into shared memory before the wait: they are constant, and come from device memory every time.
-__device__ __forceinline__ void stage_norm(const GemvArgs& args, float4* low, float4* high, int groups) {
-  const auto* const norm = reinterpret_cast<const uint2*>(args.norm);
-  for (int i = threadIdx.x; i < groups; i += blockDim.x) {
-    uint2 g = make_uint2(0, 0);
-    if (4 * i < args.k) g = __ldg(norm + i);
-    (i % 2 == 0 ? low : high)[i / 2] =
-        make_float4(low_half(g.x), high_half(g.x), low_half(g.y), high_half(g.y));
-  }
+// Group i of four values: even and odd ones apart.
+__device__ __forceinline__ float4* group_of(float4* input, int groups, int i) {
+  return input + i % 2 * (groups / 2) + i / 2;
 }
 
-// Brings in the input, times the norm's weights; returns this thread's sum of squares.
-__device__ __forceinline__ float stage_input(const GemvArgs& args, float4* low, float4* high,
-                                             int groups) {
-  const auto* const input = reinterpret_cast<const float4*>(args.input);
-  float squares = 0;
-#pragma unroll 4
+// The norm's weights go into shared memory before the wait: they are constant, and come from device memory every time.
+__device__ __forceinline__ void stage_norm(const GemvArgs& args, uint2* gains) {
+  const auto* const norm = reinterpret_cast<const uint2*>(args.norm);
+  for (int i = threadIdx.x; i < args.k / 4; i += blockDim.x) gains[i] = __ldg(norm + i);
+}
+
+// Brings in the input, all of it in flight at once, times the norm's weights; returns this thread's sum of squares.
+__device__ __forceinline__ float stage_input(const GemvArgs& args, float4* input, int groups,
+                                             const uint2* gains) {
+  const auto* const from = reinterpret_cast<const float4*>(args.input);
   for (int i = threadIdx.x; i < groups; i += blockDim.x) {
-    float4 x = make_float4(0, 0, 0, 0);
-    if (4 * i < args.k) x = __ldcg(input + i);
-    squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-    float4& to = (i % 2 == 0 ? low : high)[i / 2];
-    if (args.norm != nullptr) {
-      const float4 g = to;
-      x = make_float4(x.x * g.x, x.y * g.y, x.z * g.z, x.w * g.w);
+    if (4 * i < args.k) {
+      copy_to_shared(group_of(input, groups, i), from + i);
+    } else {
+      *group_of(input, groups, i) = make_float4(0, 0, 0, 0);
     }
-    to = x;
+  }
+  wait_for_copies();
+  float squares = 0;
+  if (args.norm == nullptr) return squares;
+  for (int i = threadIdx.x; i < args.k / 4; i += blockDim.x) {
+    float4& x = *group_of(input, groups, i);
+    const uint2 g = gains[i];
+    squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+    x = make_float4(x.x * low_half(g.x), x.y * high_half(g.x), x.z * low_half(g.y),
+                    x.w * high_half(g.y));
   }
   return squares;
 }
@@ -137,18 +140,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks) gemv_kernel(const GemvArgs 
   using Rows = Gemv<kEpilogue, kRows, kChunks>;
   __shared__ float partial[kThreads];
   const int groups = padded_groups(args.k, kChunks);
-  float4* const low = launched_shared<float4>();
-  float4* const high = low + groups / 2;
+  float4* const input = launched_shared<float4>();
+  const float4 *const low = input, *const high = input + groups / 2;
+  auto* const gains = reinterpret_cast<uint2*>(input + groups);  // only with a norm
   const int warps = kThreads / 32, stride = warps * gridDim.x;
   const int sets = (args.rows + Rows::kOutputs - 1) / Rows::kOutputs;
   // Neighbouring warps' sets lie a grid apart: the last, partial round is spread over all multiprocessors.
   int set = threadIdx.x / 32 * gridDim.x + blockIdx.x;
   uint4 w[kRows][kChunks];
-  Rows::load(args, set, 0, w);
-  if (args.norm != nullptr) stage_norm(args, low, high, groups);
   let_next_start();
+  Rows::load(args, set, 0, w);
+  if (args.norm != nullptr) stage_norm(args, gains);
   wait_for_previous();
-  const float squares = stage_input(args, low, high, groups);
+  const float squares = stage_input(args, input, groups, gains);
   if (args.norm != nullptr) partial[threadIdx.x] = squares;
   __syncthreads();
   float scale = 1;

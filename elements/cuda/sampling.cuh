@@ -251,6 +251,28 @@ __device__ inline void move_on(SpeechState& s, const int* row, bool drawn, int t
   if (s.decode.position >= capacity) s.limit = s.step;  // no row left for another step
 }
 
+// Eight values of the next input, from eight of each book.
+__device__ inline void add_embeddings(const DrawArgs& args, const int* row, int d) {
+  float sum[8] = {};
+  uint4 v[kSpeechBooks];
+#pragma unroll
+  for (int b = 0; b < kSpeechBooks; ++b) {
+    const int64_t at = (static_cast<int64_t>(b) * args.tokens + row[b]) * args.hidden + d;
+    v[b] = __ldg(reinterpret_cast<const uint4*>(args.embedding + at));
+  }
+#pragma unroll
+  for (int b = 0; b < kSpeechBooks; ++b) {
+    const uint32_t words[4] = {v[b].x, v[b].y, v[b].z, v[b].w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum[2 * i] += low_half(words[i]);
+      sum[2 * i + 1] += high_half(words[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) args.x[d + i] = sum[i];
+}
+
 __global__ void __launch_bounds__(kDrawThreads) draw_codes_kernel(const DrawArgs args) {
   constexpr int kPerLane = kMaxTokens / 32;
   __shared__ int row[kSpeechBooks];
@@ -291,14 +313,7 @@ __global__ void __launch_bounds__(kDrawThreads) draw_codes_kernel(const DrawArgs
   }
   __syncthreads();
   // The end code has an embedding too; after it nothing reads x.
-  for (int d = threadIdx.x; d < args.hidden; d += kDrawThreads) {
-    float sum = 0;
-#pragma unroll
-    for (int b = 0; b < kSpeechBooks; ++b) {
-      sum += widen(__ldg(args.embedding + (static_cast<int64_t>(b) * args.tokens + row[b]) * args.hidden + d));
-    }
-    args.x[d] = sum;
-  }
+  for (int d = threadIdx.x * 8; d < args.hidden; d += kDrawThreads * 8) add_embeddings(args, row, d);
   if (idle) return;
   if (threadIdx.x == 0) move_on(s, row, s.temperature[0] > 0, args.tokens, args.capacity);
   __syncthreads();

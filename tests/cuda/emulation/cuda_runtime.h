@@ -43,9 +43,10 @@ namespace emulation {
 
 inline constexpr int kShared = 256 * 1024;
 extern void* dynamic_shared;
-// Threads within a block, and blocks, run in this order; results must not depend on it.
+// Threads within a block, and blocks, run in the order that EMULATION_ORDER (forward, backward, mixed) names; results must not
+// depend on it.
 enum class Order { kForward, kBackward, kMixed };
-extern Order order;
+extern const Order order;
 
 void run(dim3 grid, int threads, const std::function<void()>& kernel);
 void barrier();

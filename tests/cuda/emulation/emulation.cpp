@@ -13,7 +13,13 @@ namespace emulation {
 
 alignas(256) static char shared_memory[kShared];
 void* dynamic_shared = shared_memory;
-Order order = Order::kForward;
+
+static Order order_from_environment() {
+  const char* const name = std::getenv("EMULATION_ORDER");
+  if (name == nullptr || std::strcmp(name, "forward") == 0) return Order::kForward;
+  return std::strcmp(name, "backward") == 0 ? Order::kBackward : Order::kMixed;
+}
+const Order order = order_from_environment();
 
 namespace {
 

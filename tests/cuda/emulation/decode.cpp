@@ -1,0 +1,2 @@
+// The kernels, compiled for the emulation.
+#include "cuda/decode.cu"

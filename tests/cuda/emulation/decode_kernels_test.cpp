@@ -1,0 +1,2 @@
+// The kernels' test, compiled for the emulation.
+#include "decode_kernels_test.cu"
