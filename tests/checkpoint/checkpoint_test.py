@@ -141,8 +141,8 @@ class Make(Folder):
         self.assertEqual(sorted(p.name for p in self.folder.glob("model-*")), SHARDS)
 
     def test_all_presets_and_depths(self):
-        for n, options in enumerate((["--preset", "tiny-random"], ["--preset", "2.6-small", "--llm-layers", 3, "--tts-layers", 1,
-                                                                   "--audio-layers", 4, "--vision-layers", 1])):
+        depths = ["--llm-layers", 3, "--tts-layers", 1, "--audio-layers", 4, "--vision-layers", 1]
+        for n, options in enumerate((["--preset", "tiny-random"], ["--preset", "2.6-small", *depths])):
             folder = made(self.folder / f"other{n}", *options)
             run = checkpoint("check", "--quiet", folder)
             self.assertEqual(run.returncode, 0, run.stdout)
@@ -407,7 +407,8 @@ class Tokenizers(Folder):
         self.assertEqual(ids[-5:], [151645, 198, 151644, 77091, 198])
 
     def test_english_becomes_about_a_token_per_word(self):
-        text = "I'm fine, thank you! What's your favorite color? My name is John, and I would like to know how the weather is today."
+        text = ("I'm fine, thank you! What's your favorite color? My name is John, and I would like to know how the weather "
+                "is today.")
         words = len(text.split())
         for tokenizer, limit in ((self.language, 1.6), (self.speech, 1.8)):
             self.assertLess(len(tokenizer.encode(text).ids), limit * words)

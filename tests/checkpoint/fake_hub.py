@@ -7,16 +7,18 @@ import urllib.parse
 
 
 class FakeHub:
-    """Serves `files` of `repository` at `commits[0]`. Faults, by file name: `cut` sends half of the body and hangs up, once;
-    `cut_and_refuse` then answers 403; `listed` replaces size or digest in the listing; `swapped` bodies are sent instead."""
+    """Serves `files` of `repository` at `commits[0]`; large ones are redirected to the server `elsewhere`, if there is one.
+    Faults, by file name: `cut` sends half of the body and hangs up, once; `cut_and_refuse` then answers 403; `swapped` bodies
+    are sent instead of the listed ones."""
 
     def __init__(self, repository: str, commits: list[str], files: dict[str, bytes]) -> None:
         self.repository, self.commits, self.files = repository, commits, files
         self.cut: set[str] = set()
         self.cut_and_refuse: set[str] = set()
-        self.listed: dict[str, dict] = {}
         self.swapped: dict[str, bytes] = {}
         self.token: str | None = None
+        self.elsewhere: str | None = None
+        self.tokens: list[str | None] = []
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
         hub = self
 
@@ -47,6 +49,7 @@ class FakeHub:
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         path = urllib.parse.unquote(urllib.parse.urlsplit(request.path).path)
         self.requests.append((request.command, path, request.headers.get("Range")))
+        self.tokens.append(request.headers.get("Authorization"))
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             return self.send(request, 401, b'{"error": "Invalid credentials"}', {"X-Error-Message": "Invalid credentials"})
         if path == f"/api/models/{self.repository}/commits/main":
@@ -65,10 +68,7 @@ class FakeHub:
             entry = dict(rfilename=name, size=len(body), blobId=hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest())
             if name.endswith((".safetensors", ".pt")):
                 entry["lfs"] = dict(sha256=hashlib.sha256(body).hexdigest(), size=len(body), pointerSize=130)
-            change = dict(self.listed.get(name, {}))
-            if "sha256" in change:
-                entry["lfs"]["sha256"] = change.pop("sha256")
-            siblings.append(entry | change)
+            siblings.append(entry)
         return dict(id=self.repository, modelId=self.repository, sha=self.commits[0], siblings=siblings, private=False,
                     tags=[], downloads=0, likes=0)
 
@@ -76,6 +76,8 @@ class FakeHub:
         body = self.swapped.get(name, self.files[name])
         headers = {"ETag": f'"{hashlib.sha256(self.files[name]).hexdigest()}"', "X-Repo-Commit": self.commits[0],
                    "Accept-Ranges": "bytes"}
+        if self.elsewhere and name.endswith((".safetensors", ".pt")):
+            return self.send(request, 302, b"", {"Location": self.elsewhere + request.path})
         if request.command == "HEAD":
             return self.send(request, 200, body, headers)
         if name in self.cut_and_refuse and name not in self.cut:

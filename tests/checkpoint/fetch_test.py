@@ -136,6 +136,15 @@ class Fetch(unittest.TestCase):
         self.assert_fetched(run)
         self.assertNotIn("hf_secret", run.stdout + run.stderr)
 
+    def test_token_is_not_given_to_the_server_of_the_files(self):
+        files = FakeHub(REPOSITORY, [COMMIT], dict(FILES))
+        self.addCleanup(files.close)
+        files.cut = {SHARD}
+        self.hub.token, self.hub.elsewhere = "hf_secret", files.url.replace("127.0.0.1", "localhost")
+        self.assert_fetched(self.fetch(HF_TOKEN="hf_secret", NO_PROXY="127.0.0.1,localhost"))
+        self.assertEqual(files.downloads(SHARD), [None, f"bytes={BLOCK}-"])
+        self.assertEqual(set(files.tokens), {None})
+
     def test_offline(self):
         self.assert_failed(self.fetch(HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
         self.assertEqual(self.hub.requests, [])

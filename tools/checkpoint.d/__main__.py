@@ -19,7 +19,7 @@ def arguments() -> argparse.Namespace:
         make.add_argument(f"--{part}-layers", type=positive, metavar="N", help=f"other depth of {part}")
     make.add_argument("--endings", choices=("chance", "never", "soon"), default="chance",
                       help="how likely the end tokens of words and speech are: like any other token (default), never, or "
-                      "after a few words, for tests")
+                      "after some 3 to 100 words, for tests")
 
     check = commands.add_parser("check", help="say what is wrong and what is missing; exit status 1 if anything is")
     check.add_argument("--write-manifest", action="store_true", help="write SHA256SUMS if all is well")

@@ -1,9 +1,9 @@
 """Downloads the published checkpoint from Hugging Face, at one fixed commit.
 
-huggingface_hub does the requests: who may read, where a file is, another try after a cut, a bar. Here: the commit is fixed, room
-is made sure of, a file goes on where an earlier run stopped (hf_hub_download begins anew), and gets its name only when its size and
-digest are those the hub lists (sha256 of large files, git's sha1 of small ones). HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are
-respected.
+huggingface_hub does the requests: who may read, where a file is, another try after a cut, a bar. Here: the commit is fixed,
+room is made sure of, a file goes on where an earlier run stopped (hf_hub_download begins anew), and gets its name only when its
+size and digest are those the hub lists (sha256 of large files, git's sha1 of small ones). HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE are respected.
 """
 import hashlib
 import os
@@ -137,8 +137,8 @@ def fetch(folder: pathlib.Path, repository: str, revision: str, quiet: bool) -> 
         print(f"tools/checkpoint fetch: {e}", file=sys.stderr)
         return 1
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as e:
-        print(f"tools/checkpoint fetch: {repository}: {reason(e)}\nWhat has arrived stays; the same command goes on from there.",
-              file=sys.stderr)
+        print(f"tools/checkpoint fetch: {repository}: {reason(e)}\n"
+              "What has arrived stays; the same command goes on from there.", file=sys.stderr)
         return 1
     if (folder / "assets/Vocos.pt").exists() and not (folder / "assets/Vocos.safetensors").exists():
         print(f"next: tools/checkpoint convert {folder}")

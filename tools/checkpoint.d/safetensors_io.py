@@ -1,4 +1,4 @@
-"""Reading safetensors headers as strictly as elements/engine does, and writing files tensor by tensor. Standard library only."""
+"""Reading safetensors headers as strictly as elements/engine does; writing files tensor by tensor."""
 import json
 import math
 import os

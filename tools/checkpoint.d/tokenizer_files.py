@@ -32,7 +32,8 @@ SPEECH_ADDED = (
 
 # Qwen2's: contractions, words with what stands before them, single digits, runs of signs, line ends, white space.
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-PAIRS = "th he in er an re on at en nd es or te ed is it al ar st to nt ng se as ou le ve co me de ri ro ic ne ea ra ce li".split()
+PAIRS = ("th he in er an re on at en nd es or te ed is it al ar st to nt ng se as ou le ve co me de ri ro ic ne ea ra ce "
+         "li").split()
 ENDINGS = "ing ion tion ent ment ness able ally ight ers est ful less ous ity ist ish".split()
 SIGNS = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", " '", "...", "--", '."', ' "', "?\"", "\n\n", "  ", "    "]
 

@@ -67,7 +67,7 @@ class Rules:
         if self._endings == "chance":
             return None
         if name == "llm.lm_head.weight":
-            return self._language_end, {"never": 0.0, "soon": 3.5}[self._endings]
+            return self._language_end, {"never": 0.0, "soon": 2.7}[self._endings]
         if name == "tts.head_code.0.parametrizations.weight.original0":
             return self._speech_end, {"never": 0.0, "soon": 2.0}[self._endings]
         if name.startswith("tts.head_code") and name.endswith("original0") and self._endings == "never":
