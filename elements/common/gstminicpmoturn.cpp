@@ -18,10 +18,13 @@ gboolean turn_meta_init(GstMeta* meta, gpointer, GstBuffer*) {
   return TRUE;
 }
 
-gboolean turn_meta_transform(GstBuffer* to, GstMeta* meta, GstBuffer*, GQuark type, gpointer) {
+gboolean turn_meta_transform(GstBuffer* to, GstMeta* meta, GstBuffer*, GQuark type, gpointer data) {
   if (!GST_META_TRANSFORM_IS_COPY(type)) return FALSE;
   const auto* from = reinterpret_cast<GstMiniCpmoTurnMeta*>(meta);
-  return gst_buffer_add_minicpmo_turn_meta(to, from->turn_id, from->chunk, from->flags,
+  guint flags = from->flags;
+  // A part of a chunk is no chunk.
+  if (static_cast<GstMetaTransformCopy*>(data)->region) flags &= ~guint{GST_MINICPMO_TURN_CHUNK};
+  return gst_buffer_add_minicpmo_turn_meta(to, from->turn_id, from->chunk, flags,
                                            from->capture_time) != nullptr;
 }
 

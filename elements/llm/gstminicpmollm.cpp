@@ -478,6 +478,7 @@ static GstStateChangeReturn change_state(GstElement* element, GstStateChange tra
   if (transition == GST_STATE_CHANGE_PAUSED_TO_READY) {
     impl.main.reset();
     impl.text.reset();
+    impl.text.gone() = false;  // its flush, if one was under way, ends with the stream
     std::lock_guard lock(impl.pads_mutex);
     impl.main.eos = false;
     impl.text.eos = false;

@@ -63,6 +63,18 @@ TEST(TurnMeta, KeepsEveryFieldInACopy) {
   EXPECT_EQ(meta->capture_time, 7 * GST_SECOND);
 }
 
+TEST(TurnMeta, APartOfAChunkIsNoChunk) {
+  BufferPtr buffer(gst_buffer_new_allocate(nullptr, 16, nullptr));
+  gst_buffer_add_minicpmo_turn_meta(buffer.get(), 5, 6,
+                                    GST_MINICPMO_TURN_CHUNK | GST_MINICPMO_TURN_FIRST, 0);
+  const auto flags_of = [&](gsize offset, gsize size) {
+    BufferPtr copy(gst_buffer_copy_region(buffer.get(), GST_BUFFER_COPY_ALL, offset, size));
+    return gst_buffer_get_minicpmo_turn_meta(copy.get())->flags;
+  };
+  EXPECT_EQ(flags_of(0, 16), guint{GST_MINICPMO_TURN_CHUNK | GST_MINICPMO_TURN_FIRST});
+  EXPECT_EQ(flags_of(0, 8), guint{GST_MINICPMO_TURN_FIRST});
+}
+
 class MetaThrough : public ::testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Elements, MetaThrough,
                          ::testing::Values("queue", "identity", "tee", "queue2"));

@@ -121,6 +121,9 @@ class TextSink {
     gst_object_ref_sink(source_.get());
     gst_pad_set_active(source_.get(), TRUE);
     EXPECT_EQ(gst_pad_link(source_.get(), pad_.get()), GST_PAD_LINK_OK);
+    begin();
+  }
+  void begin() {
     gst_pad_push_event(source_.get(), gst_event_new_stream_start("typed"));
     gst_pad_push_event(source_.get(),
                        gst_event_new_caps(CapsPtr(gst_caps_from_string(kTextCaps)).get()));
@@ -233,6 +236,19 @@ TEST(MiniCpmoLlmText, AFlushOfTextSinkDropsItsMessagesOnly) {
   ASSERT_TRUE(h.log().wait_for("eos"));
   EXPECT_EQ(h.log().bytes(), "You said 25 rows.");
   EXPECT_EQ(h.log().count("flush-start"), 0u);
+}
+
+TEST(MiniCpmoLlmText, AFlushOfTextSinkEndsWithTheStream) {
+  FakeBackend backend;
+  LlmHarness h;
+  TextSink typed(h);
+  gst_pad_send_event(typed.pad(), gst_event_new_flush_start());
+  gst_element_set_state(h.element(), GST_STATE_READY);
+  gst_element_set_state(h.element(), GST_STATE_PLAYING);
+  typed.begin();
+  EXPECT_EQ(typed.push("Hello"), GST_FLOW_OK);
+  ASSERT_TRUE(h.log().wait_for("minicpmo/answer-end"));
+  EXPECT_EQ(h.texts(backend), (Texts{"Hello"}));
 }
 
 // Its source would stop for good if it saw FLUSHING.

@@ -43,8 +43,8 @@ inline std::shared_ptr<const SpeechModelWeights> speech_weights(at::ScalarType t
 }
 
 inline HostTensor speaker_tensor(const std::vector<float>& values) {
-  std::vector<std::byte> bytes(values.size() * sizeof(float));
-  std::memcpy(bytes.data(), values.data(), bytes.size());
+  const auto* data = reinterpret_cast<const std::byte*>(values.data());
+  std::vector<std::byte> bytes(data, data + values.size() * sizeof(float));
   return HostTensor(DataType::kFloat32, {1, static_cast<int64_t>(values.size())}, std::move(bytes));
 }
 
