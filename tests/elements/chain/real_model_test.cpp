@@ -5,9 +5,12 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <thread>
 #include <vector>
 
+#include "common/gstminicpmomodel.h"
 #include "common/gstminicpmoturn.h"
 #include "elements/chain/stream_log.h"
 
@@ -185,6 +188,64 @@ TEST(RealModel, AQuestionThatIsTooLongIsOneError) {
   EXPECT_FALSE(run.run());
   EXPECT_EQ(run.errors.size(), 1u);
   EXPECT_EQ(answer.read(), "");
+}
+
+// The engine that the element uses, by the context it has.
+std::shared_ptr<Engine> engine_of(const PipelineRun& run, const char* name,
+                                  const EngineOptions& options) {
+  const ElementPtr element = run.element(name);
+  const ContextPtr context(gst_element_get_context(element.get(), GST_MINICPMO_CONTEXT_TYPE));
+  return context ? gst_minicpmo_context_get_engine(context.get(), options) : nullptr;
+}
+
+// Two pipelines at the same time, with the application's context or without; then nothing is left.
+void expect_one_engine(bool with_context) {
+  EngineOptions options;
+  options.model_dir = MODEL_DIR;
+  options.device = "cpu";
+  options.precision = "float32";
+  ContextPtr context;
+  std::weak_ptr<Engine> engine;
+  if (with_context) {
+    auto opened = gst_minicpmo_backend_get().value()->open_engine(options);
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    engine = *opened;
+    context.reset(gst_minicpmo_context_new(*opened, options));
+  }
+  {
+    const TemporaryFile question("what is the capital of Norway\n");
+    const std::string line = source(question, kTextCaps) + model("minicpmollm name=llm") +
+                             " ! queue ! " + model("minicpmotts name=tts") + " ! fakesink";
+    PipelineRun first(line), second(line);
+    for (PipelineRun* run : {&first, &second})
+      if (context) gst_element_set_context(run->pipeline(), context.get());
+    bool second_ended = false;
+    std::thread thread([&] { second_ended = second.run(); });
+    const bool first_ended = first.run();
+    thread.join();
+    ASSERT_TRUE(first_ended) << first.first_error();
+    ASSERT_TRUE(second_ended) << second.first_error();
+    const auto used = engine_of(first, "llm", options);
+    ASSERT_NE(used, nullptr);
+    if (!with_context) engine = used;
+    EXPECT_EQ(used, engine.lock());
+    EXPECT_EQ(engine_of(first, "tts", options), used);
+    EXPECT_EQ(engine_of(second, "llm", options), used);
+    EXPECT_EQ(engine_of(second, "tts", options), used);
+    EXPECT_EQ(first.answers, std::vector<std::string>{"The capital of Norway is Oslo."});
+    EXPECT_EQ(second.answers, first.answers);
+  }
+  EXPECT_EQ(engine.expired(), !with_context);  // only the context keeps it
+  context.reset();
+  EXPECT_TRUE(engine.expired());
+}
+
+TEST(RealModel, TwoPipelinesShareTheEngineOfTheApplicationsContext) {
+  expect_one_engine(true);
+}
+
+TEST(RealModel, TwoPipelinesShareOneEngineByThemselves) {
+  expect_one_engine(false);
 }
 
 TEST(RealModel, NoiseAndSilenceAreAnswered) {
