@@ -1,11 +1,13 @@
-// Rotary embedding, write of the new key and value, and attention of one query row over a static cache.
+// Rotary embedding, write of the new key and value, and attention of one query row over a static
+// cache.
 //
-// Mapping: grid (splits, kv_heads). A block takes one share of the visible rows of one key/value head for all the query
-// heads of its group, so that every key and value is read once. kHeadDim / 8 lanes share a row (16 bytes each);
-// every such group of lanes keeps its own running maximum, sum and weighted values (online softmax: Milakov, Gimelshein
-// 2018), merged at the end over the warp, the block, and, by the block that arrives last, over the splits (in a fixed
-// order: results do not depend on timing). How many splits take part follows from the number of visible rows, read
-// from device memory; the others leave at once.
+// Mapping: grid (splits, kv_heads). A block takes one share of the visible rows of one key/value
+// head for all the query heads of its group, so that every key and value is read once. kHeadDim / 8
+// lanes share a row (16 bytes each); every such group of lanes keeps its own running maximum, sum
+// and weighted values (online softmax: Milakov, Gimelshein 2018), merged at the end over the warp,
+// the block, and, by the block that arrives last, over the splits (in a fixed order: results do not
+// depend on timing). How many splits take part follows from the number of visible rows, read from
+// device memory; the others leave at once.
 #pragma once
 
 #include "cuda/decode.h"
@@ -77,8 +79,9 @@ struct Attention {
     __device__ int end(int split) const { return min(count, (split + 1) * each); }
   };
 
-  // Half-split rotation (Su et al. 2021, as in GPT-NeoX) of the group's queries and of the new key; the row that goes into
-  // the cache is rounded before it is used here, so that it counts the same now and later.
+  // Half-split rotation (Su et al. 2021, as in GPT-NeoX) of the group's queries and of the new key;
+  // the row that goes into the cache is rounded before it is used here, so that it counts the same
+  // now and later.
   static __device__ void rotate(const AttentionArgs& args, int position, Shared& s) {
     constexpr int kHalf = kHeadDim / 2;
     const int head = blockIdx.y, angle = min(position, args.capacity - 1) * kHalf;
@@ -101,11 +104,13 @@ struct Attention {
         s.key[d + kHalf] = widen(narrow(second));
       }
     }
-    for (int d = threadIdx.x; d < kHeadDim; d += kThreads) s.value[d] = widen(narrow(__ldcg(v + d)));
+    for (int d = threadIdx.x; d < kHeadDim; d += kThreads)
+      s.value[d] = widen(narrow(__ldcg(v + d)));
   }
 
   static __device__ void store_row(const AttentionArgs& args, int position, const Shared& s) {
-    if (position >= args.capacity) return;  // a step past the end of a full cache: its result is not used
+    if (position >= args.capacity)
+      return;  // a step past the end of a full cache: its result is not used
     const int64_t at = (static_cast<int64_t>(blockIdx.y) * args.capacity + position) * kHeadDim;
     for (int d = threadIdx.x; d < kHeadDim; d += kThreads) {
       args.keys[at + d] = narrow(s.key[d]);
@@ -186,7 +191,8 @@ struct Attention {
     for (int g = 0; g < kGroup; ++g) {
       float best = r.best[g];
 #pragma unroll
-      for (int d = kLanes; d < 32; d *= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, d));
+      for (int d = kLanes; d < 32; d *= 2)
+        best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, d));
       const float keep = r.best[g] == -INFINITY ? 0 : exp2f(r.best[g] - best);
       float sum = r.sum[g] * keep;
 #pragma unroll
@@ -222,7 +228,8 @@ struct Attention {
     }
   }
 
-  // Merges `count` parts, of which part i's maximum, sum and value are given by the three functions.
+  // Merges `count` parts, of which part i's maximum, sum and value are given by the three
+  // functions.
   template <typename Best, typename Sum, typename Value>
   static __device__ __forceinline__ void merge(int count, Best best_of, Sum sum_of, Value value_of,
                                                float& best, float& sum, float& value) {
@@ -238,8 +245,11 @@ struct Attention {
     }
   }
 
-  // Nothing visible at all gives 0 (upstream's additive mask would give a mean over hidden rows; it does not occur).
-  static __device__ float quotient(float value, float sum) { return sum > 0 ? value / sum : 0; }
+  // Nothing visible at all gives 0 (upstream's additive mask would give a mean over hidden rows; it
+  // does not occur).
+  static __device__ float quotient(float value, float sum) {
+    return sum > 0 ? value / sum : 0;
+  }
 
   static __device__ void merge_block(const AttentionArgs& args, int active, const Shared& s) {
     for (int e = threadIdx.x; e < kGroup * kHeadDim; e += kThreads) {
@@ -252,7 +262,8 @@ struct Attention {
         args.output[blockIdx.y * kGroup * kHeadDim + e] = quotient(value, sum);
         continue;
       }
-      float* const to = args.partial + ((blockIdx.y * gridDim.x + blockIdx.x) * kGroup + g) * (kHeadDim + 2);
+      float* const to =
+          args.partial + ((blockIdx.y * gridDim.x + blockIdx.x) * kGroup + g) * (kHeadDim + 2);
       to[d] = value;
       if (d == 0) {
         to[kHeadDim] = best;
@@ -293,8 +304,8 @@ struct Attention {
     }
   }
 
-  // Asks for this block's keys and values before the wait. The position may still move on meanwhile (by one, at a step's
-  // first layer): this only brings cache lines closer.
+  // Asks for this block's keys and values before the wait. The position may still move on meanwhile
+  // (by one, at a step's first layer): this only brings cache lines closer.
   static __device__ void fetch_ahead(const AttentionArgs& args) {
     const Range range(args.state, args.capacity);
     const Share share(range.count, gridDim.x);
@@ -303,7 +314,8 @@ struct Attention {
     const int64_t base = static_cast<int64_t>(blockIdx.y) * args.capacity;
     const int begin = share.begin(blockIdx.x), end = share.end(blockIdx.x);
     for (int i = threadIdx.x; i < (end - begin) * kRowLines; i += kThreads) {
-      const int64_t at = (base + range.row(begin + i / kRowLines)) * kHeadDim + i % kRowLines * (kLine / 2);
+      const int64_t at =
+          (base + range.row(begin + i / kRowLines)) * kHeadDim + i % kRowLines * (kLine / 2);
       fetch_into_l2(args.keys + at);
       fetch_into_l2(args.values + at);
     }
@@ -311,7 +323,8 @@ struct Attention {
 };
 
 template <int kHeadDim, int kGroup>
-__global__ void __launch_bounds__(kAttentionWarps * 32, 2) attention_kernel(const AttentionArgs args) {
+__global__ void __launch_bounds__(kAttentionWarps * 32, 2)
+    attention_kernel(const AttentionArgs args) {
   using A = Attention<kHeadDim, kGroup>;
   __shared__ typename A::Shared s;
   let_next_start();

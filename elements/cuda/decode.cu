@@ -4,80 +4,46 @@
 
 #include "cuda/attention.cuh"
 #include "cuda/gemv.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/sampling.cuh"
 
 namespace minicpmo::cuda {
 namespace {
 
-#define RETURN_IF_CUDA_ERROR(expression)                                  \
-  do {                                                                    \
-    if (const cudaError_t error_ = (expression); error_ != cudaSuccess) { \
-      return error_;                                                      \
-    }                                                                     \
-  } while (false)
-
 constexpr size_t kAlign = 256;
 
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
-                   cudaStream_t stream, bool overlap, const Arguments&... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = overlap ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
-template <typename Kernel>
-cudaError_t allow_shared(Kernel kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(bytes));
-}
-
-// A row of a short or middling input is one batch; a long one is read in batches of 14 (or 2 x 7) vectors a lane.
+// A row of a short or middling input is one batch; a long one is read in batches of 14 (or 2 x 7)
+// vectors a lane.
 constexpr int kShortChunks = 3, kMiddleChunks = 12;
-
-template <Epilogue kEpilogue, int kRows, int kChunks, int kThreads, int kBlocks>
-cudaError_t launch_gemv(const GemvArgs& args, int most_blocks, bool overlap, cudaStream_t stream) {
-  const auto kernel = gemv_kernel<kEpilogue, kRows, kChunks, kThreads, kBlocks>;
-  const int per_block = kThreads / 32 * Gemv<kEpilogue, kRows, kChunks>::kOutputs;
-  const int blocks = std::min(most_blocks, (args.rows + per_block - 1) / per_block);
-  size_t shared = padded_groups(args.k, kChunks) * sizeof(float4);
-  if (args.norm != nullptr) shared += args.k / 4 * sizeof(uint2);
-  RETURN_IF_CUDA_ERROR(allow_shared(kernel, shared));
-  return launch(kernel, dim3(blocks), kThreads, shared, stream, overlap, args);
-}
 
 template <Epilogue kEpilogue>
 cudaError_t run_gemv(const GemvArgs& args, int processors, bool overlap, cudaStream_t stream) {
   constexpr bool kGate = kEpilogue == Epilogue::kGate;
   constexpr bool kAdd = kEpilogue == Epilogue::kAdd;
   if (args.k / 8 <= kShortChunks * 32) {
-    return launch_gemv<kEpilogue, kGate ? 4 : kAdd ? 1 : 2, kShortChunks, 256, 3>(
-        args, 4 * processors, overlap, stream);
+    return launch_gemv < kEpilogue,
+           kGate  ? 4
+           : kAdd ? 1
+                  : 2,
+           kShortChunks, 256, 3 > (args, 4 * processors, overlap, stream);
   }
   if constexpr (kAdd) {
     if (args.k / 8 <= kMiddleChunks * 32) {
-      return launch_gemv<kEpilogue, 1, kMiddleChunks, 256, 2>(args, 2 * processors, overlap, stream);
+      return launch_gemv<kEpilogue, 1, kMiddleChunks, 256, 2>(args, 2 * processors, overlap,
+                                                              stream);
     }
   }
-  return launch_gemv<kEpilogue, kGate ? 2 : 1, kGate ? 7 : 14, 384, 2>(args, processors, overlap,
-                                                                      stream);
+  return launch_gemv < kEpilogue, kGate ? 2 : 1, kGate ? 7 : 14, 384,
+         2 > (args, processors, overlap, stream);
 }
 
-__global__ void __launch_bounds__(1024) embed_kernel(const uint16_t* embedding, const int32_t* token,
-                                                     int hidden, float* x) {
+__global__ void __launch_bounds__(1024)
+    embed_kernel(const uint16_t* embedding, const int32_t* token, int hidden, float* x) {
   let_next_start();
   wait_for_previous();
   const int64_t row = __ldcg(token);
-  for (int i = threadIdx.x; i < hidden; i += blockDim.x) x[i] = widen(__ldg(embedding + row * hidden + i));
+  for (int i = threadIdx.x; i < hidden; i += blockDim.x)
+    x[i] = widen(__ldg(embedding + row * hidden + i));
 }
 
 __global__ void advance_kernel(DecodeState* state) {
@@ -107,7 +73,8 @@ LaunchAttention find_attention(const DecoderShape& shape) {
 }  // namespace
 
 const char* DecodeStep::unsupported(const DecoderShape& shape) {
-  if (shape.layers <= 0 || shape.heads <= 0 || shape.kv_heads <= 0 || shape.heads % shape.kv_heads) {
+  if (shape.layers <= 0 || shape.heads <= 0 || shape.kv_heads <= 0 ||
+      shape.heads % shape.kv_heads) {
     return "the query heads are not a multiple of the key heads";
   }
   if (find_attention(shape) == nullptr) {
@@ -123,9 +90,10 @@ DecodeStep::~DecodeStep() {
   if (memory_ != nullptr) cudaFree(memory_);
 }
 
-cudaError_t DecodeStep::init(const DecoderShape& shape, const DecoderWeights& weights, bool overlap) {
+cudaError_t DecodeStep::init(const DecoderShape& shape, const DecoderWeights& weights,
+                             bool overlap) {
   if (memory_ != nullptr || unsupported(shape) != nullptr || weights.capacity <= 0 ||
-      static_cast<int>(weights.layers.size()) != shape.layers) {
+      weights.head_rows <= 0 || static_cast<int>(weights.layers.size()) != shape.layers) {
     return cudaErrorInvalidValue;
   }
   int device, major;
@@ -158,7 +126,8 @@ cudaError_t DecodeStep::init(const DecoderShape& shape, const DecoderWeights& we
     *parts[i] = reinterpret_cast<float*>(static_cast<char*>(memory_) + offsets[i]);
   }
   arrived_ = reinterpret_cast<uint32_t*>(static_cast<char*>(memory_) + offsets[7]);
-  return cudaMemset(memory_, 0, offset);
+  RETURN_IF_CUDA_ERROR(cudaMemsetAsync(memory_, 0, offset, cudaStreamPerThread));
+  return cudaStreamSynchronize(cudaStreamPerThread);
 }
 
 cudaError_t DecodeStep::run_qkv(int layer, cudaStream_t stream) {
@@ -172,8 +141,9 @@ cudaError_t DecodeStep::run_qkv(int layer, cudaStream_t stream) {
 
 cudaError_t DecodeStep::run_attention(int layer, const DecodeState* state, cudaStream_t stream) {
   const LayerWeights& w = weights_.layers[layer];
-  const AttentionArgs args{qkv_,   w.keys,    w.values, weights_.rope_cos, weights_.rope_sin, state,
-                           attended_, partial_, arrived_, weights_.capacity,  shape_.kv_heads};
+  const AttentionArgs args{
+      qkv_,      w.keys,   w.values, weights_.rope_cos, weights_.rope_sin, state,
+      attended_, partial_, arrived_, weights_.capacity, shape_.kv_heads};
   return find_attention(shape_)(args, splits_, overlap_, stream);
 }
 
@@ -186,10 +156,10 @@ cudaError_t DecodeStep::run_o(int layer, cudaStream_t stream) {
 
 cudaError_t DecodeStep::run_gate_up(int layer, cudaStream_t stream) {
   const LayerWeights& w = weights_.layers[layer];
-  return run_gemv<Epilogue::kGate>({reinterpret_cast<const uint4*>(w.gate_up), nullptr, w.post_norm,
-                                    x_, inner_, nullptr, shape_.ffn, shape_.hidden,
-                                    shape_.norm_eps},
-                                   processors_, overlap_, stream);
+  return run_gemv<Epilogue::kGate>(
+      {reinterpret_cast<const uint4*>(w.gate_up), nullptr, w.post_norm, x_, inner_, nullptr,
+       shape_.ffn, shape_.hidden, shape_.norm_eps},
+      processors_, overlap_, stream);
 }
 
 cudaError_t DecodeStep::run_down(int layer, cudaStream_t stream) {
@@ -239,8 +209,8 @@ cudaError_t DecodeStep::draw_codes(const SpeechCodes& codes, SpeechState* state,
   }
   constexpr size_t kShared = kSpeechBooks * sizeof(Candidates);
   RETURN_IF_CUDA_ERROR(allow_shared(draw_codes_kernel, kShared));
-  const DrawArgs args{logits_, codes.embedding, state, x_, codes.tokens, shape_.hidden,
-                      weights_.capacity};
+  const DrawArgs args{logits_,       codes.embedding,  state, x_, codes.tokens,
+                      shape_.hidden, weights_.capacity};
   return launch(draw_codes_kernel, dim3(1), kDrawThreads, kShared, stream, overlap_, args);
 }
 

@@ -1,8 +1,10 @@
-// One step of a decoder-only transformer for one sequence on a CUDA device: fused kernels for the language model (Qwen2)
-// and the speech model (Llama) of MiniCPM-o 2.6. Whatever changes from step to step is read from device memory, so
-// that a step, or a chain of steps, can be captured into a CUDA graph once and replayed.
+// One step of a decoder-only transformer for one sequence on a CUDA device: fused kernels for the
+// language model (Qwen2) and the speech model (Llama) of MiniCPM-o 2.6. Whatever changes from step
+// to step is read from device memory, so that a step, or a chain of steps, can be captured into a
+// CUDA graph once and replayed.
 //
-// Weights and cache are bfloat16, sums and activations between the kernels float32. Not used by the elements yet.
+// Weights and cache are bfloat16, sums and activations between the kernels float32. Not used by the
+// elements yet.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,14 +15,16 @@
 
 namespace minicpmo::cuda {
 
-using bfloat16_bits = uint16_t;  // the upper half of a float32; pointers to it are device memory, aligned to 16 bytes
+using bfloat16_bits =
+    uint16_t;  // the upper half of a float32; pointers to it are device memory, aligned to 16 bytes
 
 struct DecoderShape {
   int hidden = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0;
   float norm_eps = 1e-6F;
 };
 
-// Row-major (outputs, inputs), as in the checkpoint; q, k and v below one another, and gate above up.
+// Row-major (outputs, inputs), as in the checkpoint; q, k and v below one another, and gate above
+// up.
 struct LayerWeights {
   const bfloat16_bits* input_norm = nullptr;  // (hidden)
   const bfloat16_bits* qkv = nullptr;         // ((heads + 2 kv_heads) head_dim, hidden)
@@ -36,15 +40,16 @@ struct LayerWeights {
 struct DecoderWeights {
   std::vector<LayerWeights> layers;
   const bfloat16_bits* final_norm = nullptr;  // (hidden)
-  const bfloat16_bits* head = nullptr;        // (head_rows, hidden); the speech model's four below one another
+  const bfloat16_bits* head =
+      nullptr;  // (head_rows, hidden); the speech model's four below one another
   int head_rows = 0;
   const float* rope_cos = nullptr;  // (at least `capacity`, head_dim / 2)
   const float* rope_sin = nullptr;
   int capacity = 0;  // rows of the cache of each head
 };
 
-// In device memory. The step writes row `position` of the cache and attends to rows [0, visible_front) and
-// [visible_from, position]. {p, 0, 0} is plain causal attention.
+// In device memory. The step writes row `position` of the cache and attends to rows [0,
+// visible_front) and [visible_from, position]. {p, 0, 0} is plain causal attention.
 struct DecodeState {
   int32_t position = 0;
   int32_t visible_front = 0;
@@ -54,23 +59,25 @@ struct DecodeState {
 constexpr int kSpeechBooks = 4;
 constexpr int kMaxCallCodes = 64;
 
-// The speech model's state of one call of at most kMaxCallCodes steps, in device memory (one copy to set it, one to read it).
-// Cache rows: front_rows special ones, text_slots of text, the begin-of-audio row, then one for each row of codes
-// (MiniCPM-o 2.6, modeling_minicpmo.py: ConditionalChatTTS).
+// The speech model's state of one call of at most kMaxCallCodes steps, in device memory (one copy
+// to set it, one to read it). Cache rows: front_rows special ones, text_slots of text, the
+// begin-of-audio row, then one for each row of codes (MiniCPM-o 2.6, modeling_minicpmo.py:
+// ConditionalChatTTS).
 struct SpeechState {
   DecodeState decode;
   int32_t front_rows = 2, text_slots = 300;
-  int32_t text_slice = 10, codes_per_slice = 50;  // ten more slots of text become visible for every 50 rows of codes
-  int32_t text_end = 2;                           // text rows from here on hold nothing and stay hidden
-  int32_t step = 0, limit = 25;                   // steps done, and allowed, in this call
-  int32_t min_steps = 10;                         // the end code is barred in steps before this one
-  int32_t count = 0;                              // rows written to `codes` in this call
-  int32_t ended = 0;                              // a book drew the end code; its row is not in `codes`
-  int32_t last[kSpeechBooks] = {};                // what the next step reads
-  int32_t top_k = 20, min_keep = 3;               // top_k <= 0: off
-  float temperature[kSpeechBooks] = {};           // all 0: the best code, no draw
-  double top_p = 0.7;                             // >= 1: off
-  uint64_t seed = 0, stream = 0, counter = 0;     // as class Philox (engine/sampling.h)
+  int32_t text_slice = 10,
+          codes_per_slice = 50;  // ten more slots of text become visible for every 50 rows of codes
+  int32_t text_end = 2;          // text rows from here on hold nothing and stay hidden
+  int32_t step = 0, limit = 25;  // steps done, and allowed, in this call
+  int32_t min_steps = 10;        // the end code is barred in steps before this one
+  int32_t count = 0;             // rows written to `codes` in this call
+  int32_t ended = 0;             // a book drew the end code; its row is not in `codes`
+  int32_t last[kSpeechBooks] = {};             // what the next step reads
+  int32_t top_k = 20, min_keep = 3;            // top_k <= 0: off
+  float temperature[kSpeechBooks] = {};        // all 0: the best code, no draw
+  double top_p = 0.7;                          // >= 1: off
+  uint64_t seed = 0, stream = 0, counter = 0;  // as class Philox (engine/sampling.h)
   int32_t codes[kMaxCallCodes][kSpeechBooks] = {};
 };
 
@@ -78,8 +85,8 @@ struct SpeechState {
 #ifdef __CUDACC__
 __host__ __device__
 #endif
-inline int32_t
-speech_visible_front(const SpeechState& s, int32_t position) {
+    inline int32_t
+    speech_visible_front(const SpeechState& s, int32_t position) {
   const int32_t past = position - s.text_slots;
   const int32_t slices = past > 0 ? (past + s.codes_per_slice - 1) / s.codes_per_slice : 0;
   const int32_t slots = slices * s.text_slice < s.text_slots ? slices * s.text_slice : s.text_slots;
@@ -102,19 +109,19 @@ class DecodeStep {
 
   // Why the shape cannot be run, or null.
   static const char* unsupported(const DecoderShape& shape);
-  // Allocates. `overlap`: a kernel may start, and fetch its weights, while the one before it drains (programmatic
-  // dependent launch, compute capability 9.0 and later; ignored elsewhere).
+  // Allocates. `overlap`: a kernel may start, and fetch its weights, while the one before it drains
+  // (programmatic dependent launch, compute capability 9.0 and later; ignored elsewhere).
   cudaError_t init(const DecoderShape& shape, const DecoderWeights& weights, bool overlap);
 
-  // x() holds the input embedding before, and garbage after. Leaves the normed state in hidden() and the head's rows in
-  // logits(). Does not change the state.
+  // x() holds the input embedding before, and garbage after. Leaves the normed state in hidden()
+  // and the head's rows in logits(). Does not change the state.
   cudaError_t step(const DecodeState* state, cudaStream_t stream);
   // A step of the language model: reads the embedding of *token, and moves state->position on.
   cudaError_t token_step(const bfloat16_bits* embedding, const int32_t* token, DecodeState* state,
                          cudaStream_t stream);
-  // A step of the speech model: then draws the codes, moves the state on, and writes the sum of the codes' embeddings into
-  // x(). Once the call has ended (end code, limit, or cache full) further steps change nothing but x(), which stays the
-  // embedding of `last`.
+  // A step of the speech model: then draws the codes, moves the state on, and writes the sum of the
+  // codes' embeddings into x(). Once the call has ended (end code, limit, or cache full) further
+  // steps change nothing but x(), which stays the embedding of `last`.
   cudaError_t speech_step(const SpeechCodes& codes, SpeechState* state, cudaStream_t stream);
   // The last part of speech_step alone, on whatever logits() holds.
   cudaError_t draw_codes(const SpeechCodes& codes, SpeechState* state, cudaStream_t stream);

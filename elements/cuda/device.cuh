@@ -7,10 +7,10 @@
 
 namespace minicpmo::cuda {
 
-// Programmatic dependent launch: after let_next_start() the next kernel of the stream may be placed on the device; it must
-// call wait_for_previous() before it touches anything an earlier kernel writes. What is read before the wait must be
-// constant for the life of the graph (weights). Every kernel waits, so a kernel that has finished implies that all
-// earlier ones have.
+// Programmatic dependent launch: after let_next_start() the next kernel of the stream may be placed
+// on the device; it must call wait_for_previous() before it touches anything an earlier kernel
+// writes. What is read before the wait must be constant for the life of the graph (weights). Every
+// kernel waits, so a kernel that has finished implies that all earlier ones have.
 __device__ __forceinline__ void let_next_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -23,7 +23,8 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// Weights: read once per step, so they should not push anything out of L1. Volatile keeps the load before the wait.
+// Weights: read once per step, so they should not push anything out of L1. Volatile keeps the load
+// before the wait.
 __device__ __forceinline__ uint4 load_weights(const uint4* p) {
 #ifdef __CUDA_ARCH__
   uint4 v;
@@ -36,8 +37,8 @@ __device__ __forceinline__ uint4 load_weights(const uint4* p) {
 #endif
 }
 
-// Global to shared memory, 16 bytes, past L1 and without a register; all of a thread's copies have come after
-// wait_for_copies(), for that thread.
+// Global to shared memory, 16 bytes, past L1 and without a register; all of a thread's copies have
+// come after wait_for_copies(), for that thread.
 __device__ __forceinline__ void copy_to_shared(float4* to, const float4* from) {
 #ifdef __CUDA_ARCH__
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
@@ -75,8 +76,12 @@ __device__ __forceinline__ T* launched_shared() {
 }
 
 // Two bfloat16 in a word, the first one in the lower half.
-__device__ __forceinline__ float low_half(uint32_t v) { return __uint_as_float(v << 16); }
-__device__ __forceinline__ float high_half(uint32_t v) { return __uint_as_float(v & 0xffff0000u); }
+__device__ __forceinline__ float low_half(uint32_t v) {
+  return __uint_as_float(v << 16);
+}
+__device__ __forceinline__ float high_half(uint32_t v) {
+  return __uint_as_float(v & 0xffff0000u);
+}
 __device__ __forceinline__ float widen(uint16_t v) {
   return __uint_as_float(static_cast<uint32_t>(v) << 16);
 }

@@ -1,10 +1,12 @@
-// Matrix times vector at batch 1, with the step before it (RMSNorm) and after it (bias, residual, SiLU gate) in the same kernel.
+// Matrix times vector at batch 1, with the step before it (RMSNorm) and after it (bias, residual,
+// SiLU gate) in the same kernel.
 //
-// Mapping: a warp owns kRows rows at a time; its lanes read kChunks x 512 consecutive bytes of each row with 16-byte
-// loads, all in flight at once, before any is used. That is what a memory-bound kernel needs: 8 to 12 warps x 7 KB
-// per multiprocessor, several times latency x bandwidth. The first batch is requested before the wait for the
-// previous kernel, so that the memory stays busy across the border between two kernels. The input lies in shared memory as float32,
-// even and odd groups of four apart, so that the lanes' 16-byte reads meet no bank twice.
+// Mapping: a warp owns kRows rows at a time; its lanes read kChunks x 512 consecutive bytes of each
+// row with 16-byte loads, all in flight at once, before any is used. That is what a memory-bound
+// kernel needs: 8 to 12 warps x 7 KB per multiprocessor, several times latency x bandwidth. The
+// first batch is requested before the wait for the previous kernel, so that the memory stays busy
+// across the border between two kernels. The input lies in shared memory as float32, even and odd
+// groups of four apart, so that the lanes' 16-byte reads meet no bank twice.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -14,12 +16,12 @@ namespace minicpmo::cuda {
 enum class Epilogue { kStore, kAdd, kGate };
 
 struct GemvArgs {
-  const uint4* weight;     // (rows, k); kGate: (2 rows, k), gate above up
-  const uint16_t* bias;    // kStore: (rows) or null
-  const uint16_t* norm;    // (k): RMSNorm of the input first; or null
-  const float* input;      // (k)
-  float* output;           // (rows); kAdd adds to it
-  float* normed;           // (k) or null: where block 0 leaves the normed input
+  const uint4* weight;   // (rows, k); kGate: (2 rows, k), gate above up
+  const uint16_t* bias;  // kStore: (rows) or null
+  const uint16_t* norm;  // (k): RMSNorm of the input first; or null
+  const float* input;    // (k)
+  float* output;         // (rows); kAdd adds to it
+  float* normed;         // (k) or null: where block 0 leaves the normed input
   int rows, k;
   float eps;
 };
@@ -30,7 +32,9 @@ struct Gemv {
   static constexpr int kOutputs = kGate ? kRows / 2 : kRows;  // of a set of rows
 
   // Row j of a set; kGate: first the gate's rows, then the same of up.
-  static __device__ __forceinline__ int output_row(int set, int j) { return set * kOutputs + j % kOutputs; }
+  static __device__ __forceinline__ int output_row(int set, int j) {
+    return set * kOutputs + j % kOutputs;
+  }
 
   static __device__ __forceinline__ void load(const GemvArgs& args, int set, int batch,
                                               uint4 (&w)[kRows][kChunks]) {
@@ -61,7 +65,8 @@ struct Gemv {
   }
 
   static __device__ __forceinline__ void finish(const GemvArgs& args, int set, float scale,
-                                                float (&sum)[kRows], const float (&extra)[kOutputs]) {
+                                                float (&sum)[kRows],
+                                                const float (&extra)[kOutputs]) {
 #pragma unroll
     for (int j = 0; j < kRows; ++j) sum[j] = warp_sum(sum[j]);
     if (threadIdx.x % 32 != 0) return;
@@ -78,7 +83,8 @@ struct Gemv {
     }
   }
 
-  // What is added to the outputs: asked for before the products, so that it has come when they are done.
+  // What is added to the outputs: asked for before the products, so that it has come when they are
+  // done.
   static __device__ __forceinline__ void load_extra(const GemvArgs& args, int set,
                                                     float (&extra)[kOutputs]) {
 #pragma unroll
@@ -105,13 +111,15 @@ __device__ __forceinline__ float4* group_of(float4* input, int groups, int i) {
   return input + i % 2 * (groups / 2) + i / 2;
 }
 
-// The norm's weights go into shared memory before the wait: they are constant, and come from device memory every time.
+// The norm's weights go into shared memory before the wait: they are constant, and come from device
+// memory every time.
 __device__ __forceinline__ void stage_norm(const GemvArgs& args, uint2* gains) {
   const auto* const norm = reinterpret_cast<const uint2*>(args.norm);
   for (int i = threadIdx.x; i < args.k / 4; i += blockDim.x) gains[i] = __ldg(norm + i);
 }
 
-// Brings in the input, all of it in flight at once, times the norm's weights; returns this thread's sum of squares.
+// Brings in the input, all of it in flight at once, times the norm's weights; returns this thread's
+// sum of squares.
 __device__ __forceinline__ float stage_input(const GemvArgs& args, float4* input, int groups,
                                              const uint2* gains) {
   const auto* const from = reinterpret_cast<const float4*>(args.input);
@@ -145,7 +153,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) gemv_kernel(const GemvArgs 
   auto* const gains = reinterpret_cast<uint2*>(input + groups);  // only with a norm
   const int warps = kThreads / 32, stride = warps * gridDim.x;
   const int sets = (args.rows + Rows::kOutputs - 1) / Rows::kOutputs;
-  // Neighbouring warps' sets lie a grid apart: the last, partial round is spread over all multiprocessors.
+  // Neighbouring warps' sets lie a grid apart: the last, partial round is spread over all
+  // multiprocessors.
   int set = threadIdx.x / 32 * gridDim.x + blockIdx.x;
   uint4 w[kRows][kChunks];
   let_next_start();
@@ -175,7 +184,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) gemv_kernel(const GemvArgs 
     for (int batch = 0; batch < batches; ++batch) {
       Rows::multiply(low, high, batch, w, sum);
       const bool more = batch + 1 < batches;
-      if (more || set + stride < sets) Rows::load(args, more ? set : set + stride, more ? batch + 1 : 0, w);
+      if (more || set + stride < sets)
+        Rows::load(args, more ? set : set + stride, more ? batch + 1 : 0, w);
     }
     Rows::finish(args, set, scale, sum, extra);
   }

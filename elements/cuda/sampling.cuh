@@ -1,10 +1,11 @@
-// Draws the four codes of a step on the device and makes everything ready for the next one, so that steps can follow one
-// another without the host. The rules are those of engine/sampling.h (temperature, top-p, top-k, end code barred,
-// inverse CDF with Philox numbers), which the tests compare with.
+// Draws the four codes of a step on the device and makes everything ready for the next one, so that
+// steps can follow one another without the host. The rules are those of engine/sampling.h
+// (temperature, top-p, top-k, end code barred, inverse CDF with Philox numbers), which the tests
+// compare with.
 //
-// Mapping: one block, a warp for each book. Of the (at most 1024) scores only those can survive top-k that reach the k-th
-// best of the 32 lanes' own maxima; these few are ranked by counting, which needs no sort and no barrier.
-// exp in float32, sums of probabilities in float64.
+// Mapping: one block, a warp for each book. Of the (at most 1024) scores only those can survive
+// top-k that reach the k-th best of the 32 lanes' own maxima; these few are ranked by counting,
+// which needs no sort and no barrier. exp in float32, sums of probabilities in float64.
 #pragma once
 
 #include "cuda/decode.h"
@@ -116,8 +117,9 @@ __device__ int collect(const float (&x)[kPerLane], float bound, Candidates& c) {
   return count;
 }
 
-// Sets to -inf the candidates that top-p and then top-k drop. `sum`: of exp(score - top) over all scores.
-// Among equal scores the one with the larger id counts as better, as in a stable ascending sort.
+// Sets to -inf the candidates that top-p and then top-k drop. `sum`: of exp(score - top) over all
+// scores. Among equal scores the one with the larger id counts as better, as in a stable ascending
+// sort.
 __device__ inline void drop(const Draw& draw, int tokens, float top, double sum, int count,
                             Candidates& c) {
   const int lane = threadIdx.x % 32;
@@ -193,8 +195,7 @@ __device__ int draw_code(const Draw& draw, int tokens, float (&x)[kPerLane], Can
   for (int j = 0; j < kPerLane; ++j) mine = fmaxf(mine, x[j]);
   const float top = warp_max(mine);
   const bool few = draw.warp_scores && draw.top_k > 0 && max(draw.top_k, draw.min_keep) <= 32;
-  const float bound =
-      few ? lower_bound_of_top(x, max(draw.top_k, draw.min_keep)) : -INFINITY;
+  const float bound = few ? lower_bound_of_top(x, max(draw.top_k, draw.min_keep)) : -INFINITY;
   const int count = collect(x, bound, c);
   if (count == 0 || top == INFINITY) return best_id(x);
   if (draw.warp_scores) {
@@ -236,7 +237,8 @@ __device__ void copy_state(const SpeechState& from, SpeechState& to) {
 }
 
 // What one thread does with the four codes once they are known.
-__device__ inline void move_on(SpeechState& s, const int* row, bool drawn, int tokens, int capacity) {
+__device__ inline void move_on(SpeechState& s, const int* row, bool drawn, int tokens,
+                               int capacity) {
   bool ended = false;
   for (int b = 0; b < kSpeechBooks; ++b) ended = ended || row[b] == tokens - 1;
   if (drawn) s.counter += kSpeechBooks;
@@ -299,8 +301,8 @@ __global__ void __launch_bounds__(kDrawThreads) draw_codes_kernel(const DrawArgs
     const bool first = s.decode.position == s.front_rows + s.text_slots;
     int id;
     if (temperature > 0) {
-      const Draw draw{s.top_k, s.min_keep, s.top_p, !first, may_end,
-                      philox_uniform(s.seed, s.stream, s.counter + book)};
+      const Draw draw{s.top_k, s.min_keep, s.top_p,
+                      !first,  may_end,    philox_uniform(s.seed, s.stream, s.counter + book)};
       id = draw_code(draw, args.tokens, x, launched_shared<Candidates>()[book]);
     } else {
 #pragma unroll
@@ -313,7 +315,8 @@ __global__ void __launch_bounds__(kDrawThreads) draw_codes_kernel(const DrawArgs
   }
   __syncthreads();
   // The end code has an embedding too; after it nothing reads x.
-  for (int d = threadIdx.x * 8; d < args.hidden; d += kDrawThreads * 8) add_embeddings(args, row, d);
+  for (int d = threadIdx.x * 8; d < args.hidden; d += kDrawThreads * 8)
+    add_embeddings(args, row, d);
   if (idle) return;
   if (threadIdx.x == 0) move_on(s, row, s.temperature[0] > 0, args.tokens, args.capacity);
   __syncthreads();

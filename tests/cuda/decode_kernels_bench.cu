@@ -1,5 +1,5 @@
-// Times of the fused decode kernels, beside the bandwidth of a copy and of a plain read in the same run.
-// Usage: decode_kernels_bench [llm|tts]. Exits with 77 where there is no CUDA device.
+// Times of the fused decode kernels, beside the bandwidth of a copy and of a plain read in the same
+// run. Usage: decode_kernels_bench [llm|tts]. Exits with 77 where there is no CUDA device.
 #include <algorithm>
 #include <cstdio>
 #include <functional>
@@ -20,7 +20,8 @@ struct Timer {
     CHECK(cudaEventCreate(&end));
   }
   // Median us of one body() call, timed `count` at a time.
-  double median(int samples, int count, const std::function<void()>& prepare, const std::function<void()>& body) {
+  double median(int samples, int count, const std::function<void()>& prepare,
+                const std::function<void()>& body) {
     std::vector<double> times;
     for (int i = 0; i < samples + 3; ++i) {
       prepare();
@@ -62,7 +63,8 @@ class Graph {
 __global__ void read_all(const uint4* data, size_t count, uint32_t* out) {
   const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
   uint32_t sum = 0;
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < count; i += 8 * stride) {
+  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < count;
+       i += 8 * stride) {
     uint4 v[8];
 #pragma unroll
     for (int u = 0; u < 8; ++u) {
@@ -79,39 +81,56 @@ void measure_bandwidth(Timer& timer) {
   RandomModel tiny(make_shape(256, 1, 4, 4, 64, 256), 8, 8, false, 1e4, 1);
   auto* const a = tiny.random(kBytes / 2, 0, 1);
   auto* const b = static_cast<uint16_t*>(tiny.allocate(kBytes));
-  const double copy = timer.median(9, 1, [] {}, [&] {
-    CHECK(cudaMemcpyAsync(b, a, kBytes, cudaMemcpyDeviceToDevice, timer.stream));
-  });
-  const double read = timer.median(9, 1, [] {}, [&] {
-    read_all<<<1056, 512, 0, timer.stream>>>(reinterpret_cast<const uint4*>(a), kBytes / 16,
-                                             reinterpret_cast<uint32_t*>(b));
-  });
+  const double copy = timer.median(
+      9, 1, [] {},
+      [&] { CHECK(cudaMemcpyAsync(b, a, kBytes, cudaMemcpyDeviceToDevice, timer.stream)); });
+  const double read = timer.median(
+      9, 1, [] {},
+      [&] {
+        read_all<<<1056, 512, 0, timer.stream>>>(reinterpret_cast<const uint4*>(a), kBytes / 16,
+                                                 reinterpret_cast<uint32_t*>(b));
+      });
   copy_bandwidth = 2.0 * kBytes / copy;
   read_bandwidth = kBytes / read;
-  std::printf("copy %.0f GB/s (read + written), read %.0f GB/s\n", copy_bandwidth / 1e3, read_bandwidth / 1e3);
+  std::printf("copy %.0f GB/s (read + written), read %.0f GB/s\n", copy_bandwidth / 1e3,
+              read_bandwidth / 1e3);
 }
 
 void report(const std::string& what, double us, double bytes) {
-  std::printf("%-52s %9.1f us  %6.0f GB/s  %3.0f %% of the copy, %3.0f %% of the read\n", what.c_str(), us,
-              bytes / us / 1e3, 100 * bytes / us / copy_bandwidth, 100 * bytes / us / read_bandwidth);
+  std::printf("%-52s %9.1f us  %6.0f GB/s  %3.0f %% of the copy, %3.0f %% of the read\n",
+              what.c_str(), us, bytes / us / 1e3, 100 * bytes / us / copy_bandwidth,
+              100 * bytes / us / read_bandwidth);
 }
 
-// Each kernel over all layers, one after another.
-void bench_parts(Timer& timer, RandomModel& model, DecodeStep& fused, const DecodeState* state, int position) {
+// Each kernel over all layers, one after another. What fits into L2 together is not read from
+// memory here (the speech model's q, k, v and o).
+void bench_parts(Timer& timer, RandomModel& model, DecodeStep& fused, const DecodeState* state,
+                 int position) {
   const auto& s = model.shape;
   const double hidden = s.hidden, q = s.heads * s.head_dim, kv = 2.0 * s.kv_heads * s.head_dim;
-  const auto each = [&](const char* name, double bytes, int count, const std::function<void(int)>& body) {
+  const auto each = [&](const char* name, double bytes, int count,
+                        const std::function<void(int)>& body) {
     Graph graph(timer.stream, [&] {
       for (int i = 0; i < count; ++i) body(i);
     });
-    report(std::string("  ") + name + ", one", timer.median(15, 5, [] {}, [&] { graph.launch(); }) / count, bytes);
+    report(std::string("  ") + name + ", one",
+           timer.median(
+               15, 5, [] {}, [&] { graph.launch(); }) /
+               count,
+           bytes);
   };
-  each("norm + qkv", 2 * (q + kv) * hidden, s.layers, [&](int i) { CHECK(fused.run_qkv(i, timer.stream)); });
-  each("attention", 2 * kv * position, s.layers, [&](int i) { CHECK(fused.run_attention(i, state, timer.stream)); });
-  each("o + residual", 2 * q * hidden, s.layers, [&](int i) { CHECK(fused.run_o(i, timer.stream)); });
-  each("norm + gate/up", 4 * hidden * s.ffn, s.layers, [&](int i) { CHECK(fused.run_gate_up(i, timer.stream)); });
-  each("down + residual", 2 * hidden * s.ffn, s.layers, [&](int i) { CHECK(fused.run_down(i, timer.stream)); });
-  each("norm + head", 2 * hidden * model.weights.head_rows, 1, [&](int) { CHECK(fused.run_head(timer.stream)); });
+  each("norm + qkv", 2 * (q + kv) * hidden, s.layers,
+       [&](int i) { CHECK(fused.run_qkv(i, timer.stream)); });
+  each("attention", 2 * kv * position, s.layers,
+       [&](int i) { CHECK(fused.run_attention(i, state, timer.stream)); });
+  each("o + residual", 2 * q * hidden, s.layers,
+       [&](int i) { CHECK(fused.run_o(i, timer.stream)); });
+  each("norm + gate/up", 4 * hidden * s.ffn, s.layers,
+       [&](int i) { CHECK(fused.run_gate_up(i, timer.stream)); });
+  each("down + residual", 2 * hidden * s.ffn, s.layers,
+       [&](int i) { CHECK(fused.run_down(i, timer.stream)); });
+  each("norm + head", 2 * hidden * model.weights.head_rows, 1,
+       [&](int) { CHECK(fused.run_head(timer.stream)); });
 }
 
 void bench_llm(Timer& timer) {
@@ -124,7 +143,8 @@ void bench_llm(Timer& timer) {
   for (const bool overlap : {false, true}) {
     DecodeStep fused;
     CHECK(fused.init(model.shape, model.weights, overlap));
-    Graph graph(timer.stream, [&] { CHECK(fused.token_step(embedding, token, state, timer.stream)); });
+    Graph graph(timer.stream,
+                [&] { CHECK(fused.token_step(embedding, token, state, timer.stream)); });
     for (const int context : {128, 1024, 4096}) {
       const auto prepare = [&] { to_device(state, std::vector<DecodeState>{{context, 0, 0}}); };
       const double us = timer.median(21, 4, prepare, [&] { graph.launch(); });
@@ -139,7 +159,8 @@ void bench_llm(Timer& timer) {
 void bench_tts(Timer& timer) {
   constexpr int kTokens = 626;
   RandomModel model(tts_shape(20), kSpeechBooks * kTokens, 2400, false, 1e4, 1);
-  SpeechCodes codes{model.random(size_t{kSpeechBooks} * kTokens * model.shape.hidden, 0, 0.8F), kTokens};
+  SpeechCodes codes{model.random(size_t{kSpeechBooks} * kTokens * model.shape.hidden, 0, 0.8F),
+                    kTokens};
   auto* const state = static_cast<SpeechState*>(model.allocate(sizeof(SpeechState)));
   for (const bool overlap : {false, true}) {
     const std::string suffix = overlap ? "" : ", no overlap";
@@ -162,7 +183,8 @@ void bench_tts(Timer& timer) {
       const double bytes = model.step_bytes() + (context - 200) * model.row_bytes();
       const std::string at = ", context " + std::to_string(context) + suffix;
       report("TTS step" + at, timer.median(41, 20, prepare, [&] { one.launch(); }), bytes);
-      report("TTS chain of 25 steps" + at, timer.median(21, 2, prepare, [&] { chain.launch(); }), 25 * bytes);
+      report("TTS chain of 25 steps" + at, timer.median(21, 2, prepare, [&] { chain.launch(); }),
+             25 * bytes);
     }
     bench_parts(timer, model, fused, &state->decode, 1000);
     Graph draw(timer.stream, [&] {
@@ -175,7 +197,8 @@ void bench_tts(Timer& timer) {
       s.decode = {1000, 12, 303};
       CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice));
     };
-    std::printf("    draw of the codes: %.1f us\n", timer.median(15, 1, reset, [&] { draw.launch(); }) / 20);
+    std::printf("    draw of the codes: %.1f us\n",
+                timer.median(15, 1, reset, [&] { draw.launch(); }) / 20);
   }
 }
 

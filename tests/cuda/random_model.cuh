@@ -57,8 +57,10 @@ inline uint16_t rounded(float f) {
   return rounded_bits(u);
 }
 
-// Uniform in (middle - spread, middle + spread), a function of seed and index (finaliser of MurmurHash3).
-static __global__ void fill_random(uint16_t* out, size_t count, uint64_t seed, float middle, float spread) {
+// Uniform in (middle - spread, middle + spread), a function of seed and index (finaliser of
+// MurmurHash3).
+static __global__ void fill_random(uint16_t* out, size_t count, uint64_t seed, float middle,
+                                   float spread) {
   for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < count;
        i += static_cast<size_t>(gridDim.x) * blockDim.x) {
     uint64_t h = i + seed * 0x9E3779B97F4A7C15ull;
@@ -155,7 +157,8 @@ class RandomModel {
   std::vector<void*> memory_;
 };
 
-inline DecoderShape make_shape(int hidden, int layers, int heads, int kv_heads, int head_dim, int ffn) {
+inline DecoderShape make_shape(int hidden, int layers, int heads, int kv_heads, int head_dim,
+                               int ffn) {
   DecoderShape s;
   s.hidden = hidden;
   s.layers = layers;
@@ -166,7 +169,11 @@ inline DecoderShape make_shape(int hidden, int layers, int heads, int kv_heads, 
   return s;
 }
 // The published sizes of the two decoders.
-inline DecoderShape llm_shape(int layers) { return make_shape(3584, layers, 28, 4, 128, 18944); }
-inline DecoderShape tts_shape(int layers) { return make_shape(768, layers, 12, 12, 64, 3072); }
+inline DecoderShape llm_shape(int layers) {
+  return make_shape(3584, layers, 28, 4, 128, 18944);
+}
+inline DecoderShape tts_shape(int layers) {
+  return make_shape(768, layers, 12, 12, 64, 3072);
+}
 
 }  // namespace minicpmo::cuda::test

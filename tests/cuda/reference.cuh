@@ -1,5 +1,5 @@
-// Two plain references of one decode step: float64 on the host, and float32 on the device with one simple kernel for
-// each operation.
+// Two plain references of one decode step: float64 on the host, and float32 on the device with one
+// simple kernel for each operation.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +45,9 @@ inline Doubles rms_norm(const Doubles& x, const std::vector<uint16_t>& weight, d
   return y;
 }
 
-inline bool visible(const DecodeState& s, int row) { return row < s.visible_front || row >= s.visible_from; }
+inline bool visible(const DecodeState& s, int row) {
+  return row < s.visible_front || row >= s.visible_from;
+}
 
 struct HostReference {
   const RandomModel& model;
@@ -99,7 +101,8 @@ struct HostReference {
       for (int r = 0; r <= p; ++r) {
         if (!visible(state, r)) continue;
         double x = 0;
-        for (int d = 0; d < dim; ++d) x += q[d] * wide(keys[base + static_cast<size_t>(r) * dim + d]);
+        for (int d = 0; d < dim; ++d)
+          x += q[d] * wide(keys[base + static_cast<size_t>(r) * dim + d]);
         score[r] = x / std::sqrt(static_cast<double>(dim));
         best = std::max(best, score[r]);
       }
@@ -121,7 +124,8 @@ struct HostReference {
     return x;
   }
   Doubles o(int layer, const Doubles& x, const Doubles& attended) const {
-    return plus(x, product(to_host(model.weights.layers[layer].o, x.size() * attended.size()), attended));
+    return plus(
+        x, product(to_host(model.weights.layers[layer].o, x.size() * attended.size()), attended));
   }
   Doubles gate_up(int layer, const Doubles& x) const {
     const auto& w = model.weights.layers[layer];
@@ -133,7 +137,8 @@ struct HostReference {
     return y;
   }
   Doubles down(int layer, const Doubles& x, const Doubles& inner) const {
-    return plus(x, product(to_host(model.weights.layers[layer].down, x.size() * inner.size()), inner));
+    return plus(x,
+                product(to_host(model.weights.layers[layer].down, x.size() * inner.size()), inner));
   }
   Doubles hidden(const Doubles& x) const {
     return rms_norm(x, to_host(model.weights.final_norm, x.size()), model.shape.norm_eps);
@@ -143,11 +148,14 @@ struct HostReference {
   }
 };
 
-// --- on the device ---------------------------------------------------------------------------------------------------
+// --- on the device
 
-__device__ inline float device_wide(uint16_t v) { return __uint_as_float(static_cast<uint32_t>(v) << 16); }
+__device__ inline float device_wide(uint16_t v) {
+  return __uint_as_float(static_cast<uint32_t>(v) << 16);
+}
 
-static __global__ void naive_norm(const float* x, const uint16_t* weight, int n, float eps, float* y) {
+static __global__ void naive_norm(const float* x, const uint16_t* weight, int n, float eps,
+                                  float* y) {
   float squares = 0;
   for (int i = threadIdx.x; i < n; i += 32) squares += x[i] * x[i];
   for (int d = 16; d > 0; d /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, d);
@@ -156,11 +164,12 @@ static __global__ void naive_norm(const float* x, const uint16_t* weight, int n,
 }
 
 // y = w x + bias + add; a warp for each row.
-static __global__ void naive_product(const uint16_t* w, const float* x, const uint16_t* bias, const float* add,
-                                     int k, float* y) {
+static __global__ void naive_product(const uint16_t* w, const float* x, const uint16_t* bias,
+                                     const float* add, int k, float* y) {
   const int row = blockIdx.x;
   float sum = 0;
-  for (int i = threadIdx.x; i < k; i += 32) sum += device_wide(w[static_cast<size_t>(row) * k + i]) * x[i];
+  for (int i = threadIdx.x; i < k; i += 32)
+    sum += device_wide(w[static_cast<size_t>(row) * k + i]) * x[i];
   for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
   if (threadIdx.x == 0) {
     y[row] = sum + (bias != nullptr ? device_wide(bias[row]) : 0) + (add != nullptr ? add[row] : 0);
@@ -172,9 +181,11 @@ static __global__ void naive_gate(const float* both, int ffn, float* y) {
   if (i < ffn) y[i] = both[i] / (1.0F + expf(-both[i])) * both[i + ffn];
 }
 
-// Grid: heads + kv_heads; block: head_dim / 2. Rotates q in place, k into the cache; v into the cache.
-static __global__ void naive_rotate(float* qkv, const float* cos, const float* sin, int position, int heads,
-                                    int kv_heads, int capacity, uint16_t* keys, uint16_t* values) {
+// Grid: heads + kv_heads; block: head_dim / 2. Rotates q in place, k into the cache; v into the
+// cache.
+static __global__ void naive_rotate(float* qkv, const float* cos, const float* sin, int position,
+                                    int heads, int kv_heads, int capacity, uint16_t* keys,
+                                    uint16_t* values) {
   const int half = blockDim.x, d = threadIdx.x, head = blockIdx.x, dim = 2 * half;
   float* const x = qkv + head * dim;
   const float c = cos[position * half + d], s = sin[position * half + d];
@@ -190,15 +201,17 @@ static __global__ void naive_rotate(float* qkv, const float* cos, const float* s
 }
 
 // Grid: heads; one warp. score: (heads, capacity).
-static __global__ void naive_attend(const float* q, const uint16_t* keys, const uint16_t* values, DecodeState state,
-                                    int group, int dim, int capacity, float* score, float* out) {
+static __global__ void naive_attend(const float* q, const uint16_t* keys, const uint16_t* values,
+                                    DecodeState state, int group, int dim, int capacity,
+                                    float* score, float* out) {
   const int head = blockIdx.x, rows = state.position + 1;
   const size_t base = static_cast<size_t>(head / group) * capacity * dim;
   float* const s = score + static_cast<size_t>(head) * capacity;
   float best = -INFINITY;
   for (int r = threadIdx.x; r < rows; r += 32) {
     float x = 0;
-    for (int d = 0; d < dim; ++d) x += q[head * dim + d] * device_wide(keys[base + static_cast<size_t>(r) * dim + d]);
+    for (int d = 0; d < dim; ++d)
+      x += q[head * dim + d] * device_wide(keys[base + static_cast<size_t>(r) * dim + d]);
     const bool seen = r < state.visible_front || r >= state.visible_from;
     s[r] = seen ? x / sqrtf(static_cast<float>(dim)) : -INFINITY;
     best = fmaxf(best, s[r]);
@@ -210,7 +223,8 @@ static __global__ void naive_attend(const float* q, const uint16_t* keys, const 
   __syncwarp();
   for (int d = threadIdx.x; d < dim; d += 32) {
     float x = 0;
-    for (int r = 0; r < rows; ++r) x += s[r] * device_wide(values[base + static_cast<size_t>(r) * dim + d]);
+    for (int r = 0; r < rows; ++r)
+      x += s[r] * device_wide(values[base + static_cast<size_t>(r) * dim + d]);
     out[head * dim + d] = x / sum;
   }
 }
@@ -220,7 +234,9 @@ class NaiveDevice {
  public:
   explicit NaiveDevice(RandomModel& model) : m_(model) {
     const auto& s = model.shape;
-    const auto floats = [&](size_t n) { return static_cast<float*>(model.allocate(n * sizeof(float))); };
+    const auto floats = [&](size_t n) {
+      return static_cast<float*>(model.allocate(n * sizeof(float)));
+    };
     x_ = floats(s.hidden);
     normed_ = floats(s.hidden);
     qkv_ = floats((s.heads + 2 * s.kv_heads) * s.head_dim);
@@ -234,13 +250,13 @@ class NaiveDevice {
     const auto& s = m_.shape;
     for (const LayerWeights& w : m_.weights.layers) {
       start(naive_norm, 1, 32, x_, w.input_norm, s.hidden, s.norm_eps, normed_);
-      start(naive_product, (s.heads + 2 * s.kv_heads) * s.head_dim, 32, w.qkv, normed_, w.qkv_bias, nullptr,
-                                                                      s.hidden, qkv_);
-      start(naive_rotate, s.heads + s.kv_heads, s.head_dim / 2, qkv_, m_.weights.rope_cos, m_.weights.rope_sin,
-                                                              state.position, s.heads, s.kv_heads,
-                                                              m_.weights.capacity, w.keys, w.values);
-      start(naive_attend, s.heads, 32, qkv_, w.keys, w.values, state, s.heads / s.kv_heads, s.head_dim,
-                                    m_.weights.capacity, score_, attended_);
+      start(naive_product, (s.heads + 2 * s.kv_heads) * s.head_dim, 32, w.qkv, normed_, w.qkv_bias,
+            nullptr, s.hidden, qkv_);
+      start(naive_rotate, s.heads + s.kv_heads, s.head_dim / 2, qkv_, m_.weights.rope_cos,
+            m_.weights.rope_sin, state.position, s.heads, s.kv_heads, m_.weights.capacity, w.keys,
+            w.values);
+      start(naive_attend, s.heads, 32, qkv_, w.keys, w.values, state, s.heads / s.kv_heads,
+            s.head_dim, m_.weights.capacity, score_, attended_);
       start(naive_product, s.hidden, 32, w.o, attended_, nullptr, x_, s.heads * s.head_dim, x_);
       start(naive_norm, 1, 32, x_, w.post_norm, s.hidden, s.norm_eps, normed_);
       start(naive_product, 2 * s.ffn, 32, w.gate_up, normed_, nullptr, nullptr, s.hidden, both_);
@@ -248,7 +264,8 @@ class NaiveDevice {
       start(naive_product, s.hidden, 32, w.down, inner_, nullptr, x_, s.ffn, x_);
     }
     start(naive_norm, 1, 32, x_, m_.weights.final_norm, s.hidden, s.norm_eps, normed_);
-    start(naive_product, m_.weights.head_rows, 32, m_.weights.head, normed_, nullptr, nullptr, s.hidden, logits_);
+    start(naive_product, m_.weights.head_rows, 32, m_.weights.head, normed_, nullptr, nullptr,
+          s.hidden, logits_);
   }
   float* x() { return x_; }
   float* logits() { return logits_; }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds the decode kernels for the GPU at hand, then runs their tests and their benchmark. Logs go to $OUT (default: build).
-# Usage: bash tests/cuda/run.sh [test] [memcheck] [bench]   (default: test bench)
+# Usage: bash tests/cuda/run.sh [test] [bench] [tune] [memcheck]   (default: test bench)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${OUT:-build-cuda}
@@ -11,6 +11,7 @@ flags=(-std=c++20 -O3 "-arch=sm_${arch:-90}" -lineinfo -Xcompiler -Wall,-Wextra 
 nvcc "${flags[@]}" -c elements/cuda/decode.cu -o "$bin/decode.o" &
 nvcc "${flags[@]}" -c tests/cuda/decode_kernels_test.cu -o "$bin/test.o" &
 nvcc "${flags[@]}" -c tests/cuda/decode_kernels_bench.cu -o "$bin/bench.o" &
+nvcc "${flags[@]}" tests/cuda/gemv_tuning.cu -o "$bin/gemv_tuning" &
 nvcc "${flags[@]}" -x cu -c elements/engine/sampling.cpp -o "$bin/sampling.o"
 wait
 nvcc -arch="sm_${arch:-90}" "$bin/test.o" "$bin/decode.o" "$bin/sampling.o" -o "$bin/decode_kernels_test"
@@ -23,6 +24,7 @@ for what in "${@:-test bench}"; do
         for tool in memcheck racecheck; do
           compute-sanitizer --tool "$tool" "$bin/decode_kernels_test" small 2>&1 | tee "$out/$tool.txt"
         done ;;
+      tune) "$bin/gemv_tuning" 2>&1 | tee "$out/tune.txt" ;;
       bench) "$bin/decode_kernels_bench" 2>&1 | tee "$out/bench.txt" ;;
     esac
   done

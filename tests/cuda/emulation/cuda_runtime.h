@@ -1,6 +1,7 @@
-// Just enough of CUDA to run the decode kernels on the CPU, so that their index arithmetic, their barriers and their
-// numbers are tested where there is no GPU. Blocks run one after another; the threads of a block are coroutines that
-// switch at barriers and warp collectives. Says nothing about memory order between blocks, overlap of kernels, or speed.
+// Just enough of CUDA to run the decode kernels on the CPU, so that their index arithmetic, their
+// barriers and their numbers are tested where there is no GPU. Blocks run one after another; the
+// threads of a block are coroutines that switch at barriers and warp collectives. Says nothing
+// about memory order between blocks, overlap of kernels, or speed.
 #pragma once
 
 #include <algorithm>
@@ -33,9 +34,15 @@ struct alignas(16) uint4 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) {
+  return {x, y};
+}
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  return {x, y, z, w};
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -43,8 +50,8 @@ namespace emulation {
 
 inline constexpr int kShared = 256 * 1024;
 extern void* dynamic_shared;
-// Threads within a block, and blocks, run in the order that EMULATION_ORDER (forward, backward, mixed) names; results must not
-// depend on it.
+// Threads within a block, and blocks, run in the order that EMULATION_ORDER (forward, backward,
+// mixed) names; results must not depend on it.
 enum class Order { kForward, kBackward, kMixed };
 extern const Order order;
 
@@ -64,9 +71,12 @@ T shuffle(T value, int lane) {
 
 }  // namespace emulation
 
-
-inline void __syncthreads() { emulation::barrier(); }
-inline void __syncwarp() { emulation::exchange(0); }
+inline void __syncthreads() {
+  emulation::barrier();
+}
+inline void __syncwarp() {
+  emulation::exchange(0);
+}
 inline void __threadfence() {}
 template <typename T>
 T __shfl_sync(unsigned, T v, int lane) {
@@ -87,10 +97,18 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   for (int i = 0; i < 32; ++i) bits |= static_cast<unsigned>(words[i]) << i;
   return bits;
 }
-inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline int __ffs(int v) { return __builtin_ffs(v); }
-inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(static_cast<unsigned>(v)); }
-inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+inline int __popc(unsigned v) {
+  return __builtin_popcount(v);
+}
+inline int __ffs(int v) {
+  return __builtin_ffs(v);
+}
+inline int __clz(int v) {
+  return v == 0 ? 32 : __builtin_clz(static_cast<unsigned>(v));
+}
+inline uint32_t __umulhi(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>(uint64_t{a} * b >> 32);
+}
 inline float __uint_as_float(uint32_t v) {
   float f;
   std::memcpy(&f, &v, 4);
@@ -109,12 +127,16 @@ template <typename T>
 T __ldg(const T* p) {
   return *p;
 }
-inline uint32_t atomicAdd(uint32_t* p, uint32_t v) { return std::exchange(*p, *p + v); }
-inline float rsqrtf(float x) { return 1.0F / std::sqrt(x); }
+inline uint32_t atomicAdd(uint32_t* p, uint32_t v) {
+  return std::exchange(*p, *p + v);
+}
+inline float rsqrtf(float x) {
+  return 1.0F / std::sqrt(x);
+}
 using std::max;
 using std::min;
 
-// --- host side -------------------------------------------------------------------------------------------------------
+// --- host side
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
@@ -126,6 +148,7 @@ struct EmulatedStream {
   std::vector<std::function<void()>>* capture = nullptr;
 };
 using cudaStream_t = EmulatedStream*;
+inline constexpr cudaStream_t cudaStreamPerThread = nullptr;
 using cudaGraph_t = std::vector<std::function<void()>>*;
 using cudaGraphExec_t = std::vector<std::function<void()>>*;
 struct cudaLaunchAttribute {
@@ -142,32 +165,58 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
-inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : "invalid value"; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaSuccess ? "no error" : "invalid value";
+}
+inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceCount(int* n) {
+  return *n = 1, cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* d) {
+  return *d = 0, cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, int which, int) {
   return *value = which == cudaDevAttrComputeCapabilityMajor ? 9 : 12, cudaSuccess;
 }
-inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) { return *free = *total = 0, cudaSuccess; }
+inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  return *free = *total = 0, cudaSuccess;
+}
 template <typename T>
 cudaError_t cudaMalloc(T** p, size_t bytes) {
   *p = static_cast<T*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
   if (*p != nullptr) std::memset(static_cast<void*>(*p), 0xff, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaFree(void* p) { return std::free(p), cudaSuccess; }
-inline cudaError_t cudaMemset(void* p, int v, size_t n) { return std::memset(p, v, n), cudaSuccess; }
+inline cudaError_t cudaFree(void* p) {
+  return std::free(p), cudaSuccess;
+}
+inline cudaError_t cudaMemset(void* p, int v, size_t n) {
+  return std::memset(p, v, n), cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* p, int v, size_t n, cudaStream_t) {
+  return std::memset(p, v, n), cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) {
   return std::memcpy(to, from, n), cudaSuccess;
 }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() {
+  return cudaSuccess;
+}
 template <typename K>
 cudaError_t cudaFuncSetAttribute(K, cudaFuncAttribute, int bytes) {
   return bytes <= emulation::kShared ? cudaSuccess : cudaErrorInvalidValue;
 }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) { return *s = new EmulatedStream, cudaSuccess; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) {
+  return *s = new EmulatedStream, cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
+  return delete s, cudaSuccess;
+}
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, int) {
   return s->capture = new std::vector<std::function<void()>>, cudaSuccess;
 }
@@ -177,14 +226,19 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* g) {
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t g, int) {
   return *e = new std::vector<std::function<void()>>(*g), cudaSuccess;
 }
-inline cudaError_t cudaGraphDestroy(cudaGraph_t g) { return delete g, cudaSuccess; }
-inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { return delete e, cudaSuccess; }
+inline cudaError_t cudaGraphDestroy(cudaGraph_t g) {
+  return delete g, cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) {
+  return delete e, cudaSuccess;
+}
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
   for (const auto& launch : *e) launch();
   return cudaSuccess;
 }
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
   const dim3 grid = c->gridDim;
   const int threads = static_cast<int>(c->blockDim.x);
   if (grid.x == 0 || grid.y == 0 || threads == 0 || threads > 1024) return cudaErrorInvalidValue;

@@ -1,4 +1,5 @@
-// The scheduler of the emulated threads: one coroutine for each thread of a block, all on the calling thread.
+// The scheduler of the emulated threads: one coroutine for each thread of a block, all on the
+// calling thread.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -34,7 +35,8 @@ struct Coroutine {
   std::vector<char> stack;
 };
 
-// Who has arrived at a barrier. Words in two sets: a fast lane may write the next one while a slow one reads.
+// Who has arrived at a barrier. Words in two sets: a fast lane may write the next one while a slow
+// one reads.
 struct Meeting {
   uint64_t generation = 0;
   int arrived = 0, members = 0;
@@ -135,7 +137,9 @@ void run_block(const std::vector<int>& threads) {
 
 }  // namespace
 
-void barrier() { wait(block); }
+void barrier() {
+  wait(block);
+}
 
 const uint64_t* exchange(uint64_t word) {
   Meeting& warp = warps[current_index / 32];
@@ -153,7 +157,8 @@ void run(dim3 grid, int threads, const std::function<void()>& kernel) {
   const auto thread_order = permutation(threads);
   for (int b : permutation(static_cast<int>(grid.x * grid.y))) {
     blockIdx = dim3(static_cast<unsigned>(b) % grid.x, static_cast<unsigned>(b) / grid.x);
-    std::memset(shared_memory, 0xff, sizeof shared_memory);  // NaN: nothing may be read before it is written
+    std::memset(shared_memory, 0xff,
+                sizeof shared_memory);  // NaN: nothing may be read before it is written
     run_block(thread_order);
   }
 }
