@@ -410,7 +410,7 @@ std::vector<DecodeState> causal(std::vector<int> positions) {
 void run_small(bool quick) {
   std::vector<DecodeState> masked = {
       {302, 12, 303}, {351, 22, 303}, {900, 112, 303}, {63, 2, 64}, {500, 320, 303}};
-  std::vector<int> plain = {0, 5, 64, 1023};
+  std::vector<int> plain = {0, 5, 64, 700, 1023};
   if (!quick) {
     const DecodeState more[] = {
         {303, 12, 303}, {350, 12, 303}, {700, 92, 303}, {10, 100, 303}, {500, 302, 303}};

@@ -178,7 +178,7 @@ inline cudaError_t cudaGetDevice(int* d) {
   return *d = 0, cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, int which, int) {
-  return *value = which == cudaDevAttrComputeCapabilityMajor ? 9 : 12, cudaSuccess;
+  return *value = which == cudaDevAttrComputeCapabilityMajor ? 9 : 40, cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return *free = *total = 0, cudaSuccess;
