@@ -296,12 +296,14 @@ TEST_F(PluginTest, NamesNoTorchLibraryAndNoTorchSymbol) {
     EXPECT_EQ(symbols.text.find(std::string(" ") + torch), std::string::npos) << torch;
 }
 
+// Without preroll: gst-launch-1.0 of 1.22 sometimes hangs when two errors come while it prerolls
+// (identity error-after=1 does it, too).
 TEST_F(PluginTest, MissingBackendIsAnErrorThatNamesIt) {
   for (const char* async_load : {"true", "false"}) {
     const Outcome outcome =
         run({"gst-launch-1.0", "fakesrc", "num-buffers=3", "!",
              "audio/x-raw,format=F32LE,rate=16000,channels=1", "!", "minicpmoaudioenc",
-             std::string("async-load=") + async_load, "!", "fakesink"});
+             std::string("async-load=") + async_load, "!", "fakesink", "async=false"});
     EXPECT_NE(outcome.status, 0);
     expect_contains(outcome.text, "libminicpmo-torch.so");
     expect_contains(outcome.text, "/nonexistent");
