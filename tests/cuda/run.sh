@@ -16,16 +16,17 @@ nvcc "${flags[@]}" -x cu -c elements/engine/sampling.cpp -o "$bin/sampling.o"
 wait
 nvcc -arch="sm_${arch:-90}" "$bin/test.o" "$bin/decode.o" "$bin/sampling.o" -o "$bin/decode_kernels_test"
 nvcc -arch="sm_${arch:-90}" "$bin/bench.o" "$bin/decode.o" -o "$bin/decode_kernels_bench"
-for what in "${@:-test bench}"; do
-  for one in $what; do
-    case $one in
-      test) "$bin/decode_kernels_test" 2>&1 | tee "$out/test.txt" ;;
-      memcheck)
-        for tool in memcheck racecheck; do
-          compute-sanitizer --tool "$tool" "$bin/decode_kernels_test" small 2>&1 | tee "$out/$tool.txt"
-        done ;;
-      tune) "$bin/gemv_tuning" 2>&1 | tee "$out/tune.txt" ;;
-      bench) "$bin/decode_kernels_bench" 2>&1 | tee "$out/bench.txt" ;;
-    esac
-  done
+failed=0
+for what in ${*:-test bench}; do
+  case $what in
+    test | bench) timeout 280 "$bin/decode_kernels_$what" 2>&1 | tee "$out/$what.txt" || failed=1 ;;
+    tune) timeout 200 "$bin/gemv_tuning" 2>&1 | tee "$out/tune.txt" || failed=1 ;;
+    memcheck)
+      for tool in memcheck racecheck; do
+        timeout 280 compute-sanitizer --tool "$tool" "$bin/decode_kernels_test" small 2>&1 |
+          tee "$out/$tool.txt" || failed=1
+      done ;;
+    *) echo "unknown: $what" >&2 && exit 2 ;;
+  esac
 done
+exit $failed
