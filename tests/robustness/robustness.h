@@ -15,7 +15,8 @@ constexpr const char* kCodesCaps =
     "tensor/strided,tensor-id=minicpmo-audio-code,type=uint16,dims=(int)<0,4>,dims-order=row-major";
 constexpr const char* kCapital = "The capital of Norway is Oslo.";
 
-// The whole program ends with an error when one test takes longer than 20 s. Called once.
+// The whole program ends with an error when one test takes far longer than it should. Called
+// once.
 void watch_time();
 // Holds the small checkpoint from the first test to the last, so that pipelines start at once.
 void keep_model_loaded();

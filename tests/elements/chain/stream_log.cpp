@@ -178,6 +178,21 @@ std::string TemporaryFile::read() const {
   return out.str();
 }
 
+namespace {
+
+constexpr auto kNoted = static_cast<GstMessageType>(GST_MESSAGE_ERROR | GST_MESSAGE_WARNING |
+                                                    GST_MESSAGE_ELEMENT | GST_MESSAGE_EOS);
+
+// Only what a run looks at is queued: GStreamer's bus may lose a message for good when more than 32
+// wait and many threads post (GstAtomicQueue grows without a lock).
+GstBusSyncReply keep_noted(GstBus*, GstMessage* message, gpointer) {
+  if ((GST_MESSAGE_TYPE(message) & kNoted) != 0) return GST_BUS_PASS;
+  gst_message_unref(message);
+  return GST_BUS_DROP;
+}
+
+}  // namespace
+
 PipelineRun::PipelineRun(const std::string& description) {
   GError* error = nullptr;
   GstElement* pipeline = gst_parse_launch(description.c_str(), &error);
@@ -187,6 +202,7 @@ PipelineRun::PipelineRun(const std::string& description) {
   }
   pipeline_.reset(GST_ELEMENT(gst_object_ref_sink(pipeline)));
   bus_.reset(gst_element_get_bus(pipeline));
+  gst_bus_set_sync_handler(bus_.get(), keep_noted, nullptr, nullptr);
 }
 
 PipelineRun::~PipelineRun() {
@@ -227,9 +243,7 @@ void PipelineRun::note(GstMessage* message) {
 
 bool PipelineRun::run() {
   gst_element_set_state(pipeline_.get(), GST_STATE_PLAYING);
-  constexpr auto kTypes = static_cast<GstMessageType>(GST_MESSAGE_ERROR | GST_MESSAGE_WARNING |
-                                                      GST_MESSAGE_ELEMENT | GST_MESSAGE_EOS);
-  while (MessagePtr message{gst_bus_timed_pop_filtered(bus_.get(), 60 * GST_SECOND, kTypes)}) {
+  while (MessagePtr message{gst_bus_timed_pop_filtered(bus_.get(), 60 * GST_SECOND, kNoted)}) {
     note(message.get());
     if (GST_MESSAGE_TYPE(message.get()) == GST_MESSAGE_EOS) return true;
     if (GST_MESSAGE_TYPE(message.get()) == GST_MESSAGE_ERROR) return false;
