@@ -166,17 +166,18 @@ static Result<std::shared_ptr<Engine>> load_engine_guarded(GstMiniCpmoElement* s
 // The stages name the file or value; here is said what it means for the user, and what to do.
 static Error for_the_user(const Error& error) {
   Error said = error;
+  const char* stop = error.message.ends_with('?') ? "" : ".";
   switch (error.code) {
     case ErrorCode::kCorrupt:
-      said.message = "Cannot load the model: " + error.message +
-                     ". The checkpoint is damaged, incomplete or of another kind: copy its files "
+      said.message = "Cannot load the model: " + error.message + stop +
+                     " The checkpoint is damaged, incomplete or of another kind: copy its files "
                      "again, or name another with the property model.";
       break;
     case ErrorCode::kNotFound:
     case ErrorCode::kOpenRead:
     case ErrorCode::kSettings:
     case ErrorCode::kNoSpace:
-      said.message = "Cannot load the model: " + error.message + ".";
+      said.message = "Cannot load the model: " + error.message + stop;
       break;
     default:
       break;
