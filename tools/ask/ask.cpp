@@ -25,6 +25,10 @@ namespace {
 constexpr int kSampleRate = 24000;
 
 struct Options {
+  ~Options() {
+    for (gchar* s : {model, device, precision, text, output, output_dir, system_prompt}) g_free(s);
+    g_strfreev(questions);
+  }
   gchar* model = nullptr;
   gchar* device = nullptr;
   gchar* precision = nullptr;
@@ -56,6 +60,7 @@ struct Unref {
   void operator()(GstContext* c) const { gst_context_unref(c); }
   void operator()(GstMessage* m) const { gst_message_unref(m); }
   void operator()(GError* e) const { g_error_free(e); }
+  void operator()(GOptionContext* c) const { g_option_context_free(c); }
   void operator()(gchar* s) const { g_free(s); }
 };
 template <class T>
@@ -180,7 +185,8 @@ bool run_to_end(GstElement* pipeline, const Options& options, Ref<GstContext>* m
       case GST_MESSAGE_HAVE_CONTEXT: {
         GstContext* context = nullptr;
         gst_message_parse_have_context(message.get(), &context);
-        model->reset(context);
+        Ref<GstContext> owned(context);
+        if (gst_context_has_context_type(context, "gst.minicpmo.Model")) *model = std::move(owned);
         break;
       }
       default: {
@@ -332,13 +338,13 @@ GOptionContext* command_line(Options* o) {
 
 int main(int argc, char** argv) {
   Options options;
-  GOptionContext* context = command_line(&options);
+  const Ref<GOptionContext> context(command_line(&options));
   GError* error = nullptr;
-  if (!g_option_context_parse(context, &argc, &argv, &error)) {
+  if (!g_option_context_parse(context.get(), &argc, &argv, &error)) {
     fprintf(stderr, "minicpmo-ask: %s\n", error->message);
+    g_error_free(error);
     return 2;
   }
-  g_option_context_free(context);
   if (!options.text && !options.questions) {
     fprintf(stderr, "minicpmo-ask: name a sound file, or use --text (see --help)\n");
     return 2;
