@@ -1,6 +1,6 @@
-// Tensors in buffers. A GstMemory that holds a Tensor: mapping it for reading gives the tensor's bytes in host memory
-// (copied from the device if need be), so filesink, tee and appsink work on every seam; the next element takes the
-// tensor itself.
+// Tensors in buffers. A GstMemory that holds a Tensor: mapping it for reading gives the tensor's
+// bytes in host memory (copied from the device if need be), so filesink, tee and appsink work on
+// every seam; the next element takes the tensor itself.
 #pragma once
 
 #include <gst/gst.h>
@@ -14,8 +14,9 @@ minicpmo::TensorPtr gst_minicpmo_tensor_memory_peek(GstMemory* memory);
 
 // A buffer with one tensor memory.
 GstBuffer* gst_minicpmo_tensor_buffer_new(minicpmo::TensorPtr tensor);
-// The buffer's tensor: the one it holds if it is a single tensor memory of this type and column count, otherwise its
-// bytes as a HostTensor (rows, columns). kFormat if the size is no whole number of rows.
+// The buffer's tensor: the one it holds if it is a single tensor memory of this type and column
+// count, otherwise its bytes as a HostTensor (rows, columns). kFormat if the size is no whole
+// number of rows.
 minicpmo::Result<minicpmo::TensorPtr> gst_minicpmo_buffer_get_tensor(GstBuffer* buffer,
                                                                      minicpmo::DataType type,
                                                                      gint64 columns);

@@ -1,10 +1,11 @@
 // Turns: the events that mark them and the meta that every buffer made for one carries.
 //
-//   minicpmo/turn-start   serialized downstream  turn-id (guint64)                  the user starts to speak
-//   minicpmo/turn-end     serialized downstream  turn-id                            the user has finished: answer
-//   minicpmo/speaker      sticky downstream      turn-id, speaker (GstBuffer, raw float32 little-endian)
-//   minicpmo/answer-end   serialized downstream  turn-id, finish (stop|length|context|interrupted|empty)
-//   minicpmo/interrupt    upstream               heard-bytes (gint64, -1: unknown)  stop answering
+//   minicpmo/turn-start   serialized downstream  turn-id (guint64)                  the user starts
+//   to speak minicpmo/turn-end     serialized downstream  turn-id                            the
+//   user has finished: answer minicpmo/speaker      sticky downstream      turn-id, speaker
+//   (GstBuffer, raw float32 little-endian) minicpmo/answer-end   serialized downstream  turn-id,
+//   finish (stop|length|context|interrupted|empty) minicpmo/interrupt    upstream heard-bytes
+//   (gint64, -1: unknown)  stop answering
 //
 // Streams without turn-start and turn-end (a file) are one turn that ends with EOS.
 #pragma once
@@ -33,7 +34,8 @@ gboolean gst_minicpmo_event_is(GstEvent* event, const gchar* name);
 guint64 gst_minicpmo_event_turn_id(GstEvent* event);
 
 typedef enum {
-  GST_MINICPMO_TURN_CHUNK = 1 << 0,          // the buffer is exactly one chunk of its stage: do not re-chunk it
+  GST_MINICPMO_TURN_CHUNK =
+      1 << 0,  // the buffer is exactly one chunk of its stage: do not re-chunk it
   GST_MINICPMO_TURN_SEGMENT_START = 1 << 1,  // codes: a continuation segment starts here
   GST_MINICPMO_TURN_FIRST = 1 << 2,          // first buffer of an answer
 } GstMiniCpmoTurnFlags;

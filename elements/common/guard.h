@@ -1,4 +1,5 @@
-// Every function of ours that C code calls runs its body in guard(): no C++ exception may cross a C frame.
+// Every function of ours that C code calls runs its body in guard(): no C++ exception may cross a C
+// frame.
 #pragma once
 
 #include <gst/gst.h>

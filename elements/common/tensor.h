@@ -17,9 +17,9 @@ constexpr size_t size_of(DataType type) {
   return type == DataType::kFloat32 || type == DataType::kInt32 ? 4 : 2;
 }
 
-// A dense row-major tensor. A backend derives from it to keep data where it was computed; whoever needs bytes
-// asks for host_bytes(), which waits for the device and copies if it has to. Immutable once handed out, so it may
-// be read from several threads.
+// A dense row-major tensor. A backend derives from it to keep data where it was computed; whoever
+// needs bytes asks for host_bytes(), which waits for the device and copies if it has to. Immutable
+// once handed out, so it may be read from several threads.
 class Tensor {
  public:
   Tensor(DataType type, std::vector<int64_t> dims) : type_(type), dims_(std::move(dims)) {}
@@ -45,7 +45,8 @@ class Tensor {
 
 using TensorPtr = std::shared_ptr<const Tensor>;
 
-// A tensor in ordinary memory; takes the bytes over. bytes.size() must be the product of dims and the type's size.
+// A tensor in ordinary memory; takes the bytes over. bytes.size() must be the product of dims and
+// the type's size.
 class HostTensor final : public Tensor {
  public:
   HostTensor(DataType type, std::vector<int64_t> dims, std::vector<std::byte> bytes)

@@ -1,4 +1,5 @@
-// config.json, generation_config.json: every number checked for type and range before anything is sized by it.
+// config.json, generation_config.json: every number checked for type and range before anything is
+// sized by it.
 #pragma once
 
 #include <array>
@@ -42,8 +43,8 @@ struct SpeechConfig {  // tts_config
   int64_t speaker_token = 0;
   int64_t audio_bos_token = 0;
   int64_t text_eos_token = 0;
-  int64_t text_reserved = 300;   // text slots of a segment
-  int64_t text_slice = 10;       // text tokens prefilled per audio call
+  int64_t text_reserved = 300;  // text slots of a segment
+  int64_t text_slice = 10;      // text tokens prefilled per audio call
   int64_t mel_bins = 100;
   double top_p = 0.7;
   int64_t top_k = 20;

@@ -1,4 +1,5 @@
-// Reads a JSON file that may be hostile: size and depth are capped, duplicate keys refused, nothing thrown.
+// Reads a JSON file that may be hostile: size and depth are capped, duplicate keys refused, nothing
+// thrown.
 #pragma once
 
 #include <cstddef>

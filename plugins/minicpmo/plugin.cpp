@@ -1,5 +1,5 @@
-// libgstminicpmo.so: registers the elements. Links GStreamer only, so that it is found and scanned quickly wherever
-// it is installed; the model's backend is opened when an element leaves NULL.
+// libgstminicpmo.so: registers the elements. Links GStreamer only, so that it is found and scanned
+// quickly wherever it is installed; the model's backend is opened when an element leaves NULL.
 #include <gst/gst.h>
 
 GST_ELEMENT_REGISTER_DECLARE(minicpmoaudioenc);
