@@ -11,7 +11,7 @@ class FakeHub:
     Faults, by file name: `cut` sends half of the body and hangs up, once; `cut_and_refuse` then answers 403; `swapped` bodies
     are sent instead of the listed ones."""
 
-    def __init__(self, repository: str, commits: list[str], files: dict[str, bytes]) -> None:
+    def __init__(self, repository: str, commits: list[str], files: dict[str, bytes], host: str = "127.0.0.1") -> None:
         self.repository, self.commits, self.files = repository, commits, files
         self.cut: set[str] = set()
         self.cut_and_refuse: set[str] = set()
@@ -33,9 +33,9 @@ class FakeHub:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer((host, 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{host}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
