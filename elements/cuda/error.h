@@ -1,0 +1,26 @@
+// CUDA's errors as ours.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "common/result.h"
+
+namespace minicpmo::cuda {
+
+// kNoSpace if device memory is exhausted, otherwise kFailed; `what` names the stage or step.
+inline Error cuda_error(cudaError_t error, const std::string& what) {
+  const std::string words = std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+  cudaGetLastError();  // otherwise the runtime reports it again to the next caller
+  if (error == cudaErrorMemoryAllocation)
+    return Error{ErrorCode::kNoSpace, what + ": the GPU is out of memory", words};
+  return Error{ErrorCode::kFailed, what + " failed on the GPU", words};
+}
+
+inline Result<void> check(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return {};
+  return cuda_error(error, what);
+}
+
+}  // namespace minicpmo::cuda
