@@ -147,7 +147,7 @@ int64_t Checkpoint::count(const std::string& prefix, const std::string& suffix) 
 }
 
 Result<at::Tensor> Checkpoint::load(const std::string& name, const std::vector<int64_t>& shape,
-                                    at::ScalarType type) const {
+                                    const StageDevice& to) const {
   const auto found = where_.find(name);
   if (found == where_.end()) {
     return Error{ErrorCode::kCorrupt, location_ + " holds no tensor \"" + printable(name) + "\""};
@@ -168,7 +168,7 @@ Result<at::Tensor> Checkpoint::load(const std::string& name, const std::vector<i
     return Error{ErrorCode::kCorrupt, tensor + " holds values that are not finite"};
   }
   try {
-    return value.to(type);
+    return value.to(to.device, to.type);
   } catch (const std::exception& e) {
     return Error{ErrorCode::kNoSpace, "not enough memory for " + tensor, e.what()};
   }

@@ -11,6 +11,7 @@
 
 #include "common/result.h"
 #include "engine/safetensors.h"
+#include "engine/stage_device.h"
 
 namespace minicpmo {
 
@@ -29,10 +30,11 @@ class Checkpoint {
   // Number of consecutive n = 0, 1, ... for which prefix + n + suffix exists: layers are counted,
   // not configured.
   int64_t count(const std::string& prefix, const std::string& suffix) const;
-  // Loads a floating-point tensor converted to `type`; kCorrupt if it is missing, not
-  // floating-point, of another shape, or holds NaN or infinity. In `shape`, -1 accepts any size.
+  // Loads a floating-point tensor to to.device, converted to to.type; kCorrupt if it is missing,
+  // not floating-point, of another shape, or holds NaN or infinity. In `shape`, -1 accepts any
+  // size.
   Result<at::Tensor> load(const std::string& name, const std::vector<int64_t>& shape,
-                          at::ScalarType type) const;
+                          const StageDevice& to) const;
   std::vector<std::string> names() const;
   int64_t byte_size() const;  // of all tensors, as stored
   const std::string& location() const { return location_; }

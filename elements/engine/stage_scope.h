@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "common/result.h"
+#include "engine/stage_device.h"
 
 namespace minicpmo {
 
@@ -49,6 +50,16 @@ auto run_stage(const char* what, Body&& body) noexcept -> decltype(body()) {
   } catch (...) {
     return Error{ErrorCode::kFailed, std::string(what) + " failed", "unknown exception"};
   }
+}
+
+// The same on a session's stream.
+template <class Body>
+auto run_stage(const char* what, const StageStream& stream, Body&& body) noexcept
+    -> decltype(body()) {
+  return run_stage(what, [&] {
+    const StreamScope scope(stream);
+    return std::forward<Body>(body)();
+  });
 }
 
 }  // namespace minicpmo

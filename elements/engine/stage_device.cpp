@@ -1,0 +1,17 @@
+#include "engine/stage_device.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+namespace minicpmo {
+
+StageStream::StageStream(const StageDevice& device, bool high_priority) {
+  if (!device.is_cuda()) return;
+  const c10::impl::VirtualGuardImpl guard(device.device.type());
+  stream_ = guard.getStreamFromGlobalPool(device.device, high_priority);
+}
+
+cuda::RunnerOptions StageStream::runner_options(const StageDevice& device) const {
+  return {device.device.index(), handle(), device.graphs};
+}
+
+}  // namespace minicpmo
