@@ -26,8 +26,9 @@ struct Conv1d {
   // Reads NAME.weight (out, in, kernel), kernel odd, and NAME.bias (out) if it is to have one. -1
   // accepts any number of channels.
   static Result<Conv1d> load(const Checkpoint& checkpoint, const std::string& name, int64_t out,
-                             int64_t in, bool with_bias, at::ScalarType type, int64_t stride = 1) {
-    ASSIGN_OR_RETURN(at::Tensor weight, checkpoint.load(name + ".weight", {out, in, -1}, type));
+                             int64_t in, bool with_bias, const StageDevice& device,
+                             int64_t stride = 1) {
+    ASSIGN_OR_RETURN(at::Tensor weight, checkpoint.load(name + ".weight", {out, in, -1}, device));
     if (weight.numel() == 0 || weight.size(2) % 2 == 0) {
       return Error{ErrorCode::kCorrupt,
                    checkpoint.location() + ": " + name +
@@ -41,7 +42,7 @@ struct Conv1d {
     conv.stride = stride;
     conv.weight = weight.permute({0, 2, 1}).reshape({weight.size(0), -1}).contiguous();
     if (with_bias) {
-      ASSIGN_OR_RETURN(conv.bias, checkpoint.load(name + ".bias", {weight.size(0)}, type));
+      ASSIGN_OR_RETURN(conv.bias, checkpoint.load(name + ".bias", {weight.size(0)}, device));
     }
     return conv;
   }

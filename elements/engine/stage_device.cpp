@@ -4,6 +4,12 @@
 
 namespace minicpmo {
 
+cuda::bfloat16_bits* bfloat16_data(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.scalar_type() == at::kBFloat16 && tensor.is_contiguous(),
+              "a runner takes contiguous bfloat16 tensors");
+  return static_cast<cuda::bfloat16_bits*>(tensor.data_ptr());
+}
+
 StageStream::StageStream(const StageDevice& device, bool high_priority) {
   if (!device.is_cuda()) return;
   const c10::impl::VirtualGuardImpl guard(device.device.type());

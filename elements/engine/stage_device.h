@@ -25,6 +25,9 @@ struct StageDevice {
   at::TensorOptions options() const { return at::TensorOptions(type).device(device); }
 };
 
+// The data of a contiguous bfloat16 tensor as the runners take it. Throws c10::Error.
+cuda::bfloat16_bits* bfloat16_data(const at::Tensor& tensor);
+
 // A session's stream; nothing on a CPU. Copyable handle; the pool that it comes from keeps it.
 class StageStream {
  public:

@@ -51,9 +51,9 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 }
 
 // Row i of a block that starts at position `begin` sees keys [0, begin + i].
-at::Tensor causal_mask(int64_t begin, int64_t rows, at::ScalarType type) {
+at::Tensor causal_mask(int64_t begin, int64_t rows, const StageDevice& device) {
   const float hidden = -std::numeric_limits<float>::infinity();
-  return at::full({rows, begin + rows}, hidden, at::TensorOptions(type)).triu_(begin + 1);
+  return at::full({rows, begin + rows}, hidden, device.options()).triu_(begin + 1);
 }
 
 // q: (rows, heads, d); keys, values: (kv_heads, n, d). Query heads of a group lie side by side, so
@@ -103,16 +103,18 @@ void check_mask(const std::optional<at::Tensor>& mask, int64_t rows, int64_t end
 
 }  // namespace
 
-KvCache::KvCache(const DecoderConfig& config, int64_t capacity, at::ScalarType type,
+KvCache::KvCache(const DecoderConfig& config, int64_t capacity, const StageDevice& device,
                  int64_t zero_rows)
     : capacity_(capacity) {
   TORCH_CHECK(capacity > 0 && zero_rows >= 0 && zero_rows <= capacity, "KvCache: bad capacity ",
               capacity, " or zero rows ", zero_rows);
   const int64_t head_dim = config.hidden_size / config.heads;
+  // The runners' kernels read whole blocks of rows, and a NaN times a weight of 0 is a NaN.
+  const int64_t zeros = device.is_cuda() ? capacity : zero_rows;
   for (int64_t i = 0; i < config.layers; ++i) {
     for (auto* side : {&keys_, &values_}) {
-      side->push_back(at::empty({config.kv_heads, capacity, head_dim}, type));
-      side->back().narrow(1, 0, zero_rows).zero_();
+      side->push_back(at::empty({config.kv_heads, capacity, head_dim}, device.options()));
+      side->back().narrow(1, 0, zeros).zero_();
     }
   }
 }
@@ -124,7 +126,7 @@ void KvCache::set_length(int64_t length) {
 }
 
 Result<Transformer> Transformer::load(const Checkpoint& checkpoint, const std::string& prefix,
-                                      const DecoderConfig& config, at::ScalarType type) {
+                                      const DecoderConfig& config, const StageDevice& device) {
   const int64_t width = config.hidden_size, ffn = config.intermediate_size;
   const int64_t kv_width = width / config.heads * config.kv_heads;
   const int64_t layers = checkpoint.count(prefix + "layers.", ".input_layernorm.weight");
@@ -135,11 +137,11 @@ Result<Transformer> Transformer::load(const Checkpoint& checkpoint, const std::s
   }
   Transformer model;
   model.config_ = config;
-  model.type_ = type;
+  model.device_ = device;
   for (int64_t i = 0; i < layers; ++i) {
     const std::string base = prefix + "layers." + std::to_string(i) + ".";
     const auto load = [&](const std::string& name, const std::vector<int64_t>& shape) {
-      return checkpoint.load(base + name, shape, type);
+      return checkpoint.load(base + name, shape, device);
     };
     Layer layer;
     ASSIGN_OR_RETURN(layer.input_norm, load("input_layernorm.weight", {width}));
@@ -161,14 +163,14 @@ Result<Transformer> Transformer::load(const Checkpoint& checkpoint, const std::s
     ASSIGN_OR_RETURN(layer.down_weight, load("mlp.down_proj.weight", {width, ffn}));
     model.layers_.push_back(std::move(layer));
   }
-  ASSIGN_OR_RETURN(model.norm_, checkpoint.load(prefix + "norm.weight", {width}, type));
+  ASSIGN_OR_RETURN(model.norm_, checkpoint.load(prefix + "norm.weight", {width}, device));
   const int64_t head_dim = width / config.heads;
   const at::Tensor exponents =
       at::arange(0, head_dim, 2, at::kFloat) / static_cast<double>(head_dim);
   const at::Tensor frequencies = at::pow(config.rope_theta, exponents).reciprocal_();
   const at::Tensor angles = at::outer(at::arange(config.max_positions, at::kFloat), frequencies);
-  model.rope_cos_ = angles.cos();
-  model.rope_sin_ = angles.sin();
+  model.rope_cos_ = angles.cos().to(device.device);
+  model.rope_sin_ = angles.sin().to(device.device);
   return model;
 }
 
@@ -180,7 +182,7 @@ at::Tensor Transformer::forward(const at::Tensor& x, int64_t begin, KvCache& cac
   TORCH_CHECK(end <= config_.max_positions, "positions ", begin, "..", end, " exceed the model's ",
               config_.max_positions);
   check_mask(mask, rows, end);
-  if (type_ == at::kFloat) {
+  if (device_.type == at::kFloat && !device_.is_cuda()) {
     at::Tensor h = x.to(at::kFloat).contiguous();
     for (int64_t i = 0; i < config_.layers; ++i) h = run_layer_float(i, h, begin, cache, mask);
     at::Tensor y = at::empty_like(h);
@@ -191,7 +193,7 @@ at::Tensor Transformer::forward(const at::Tensor& x, int64_t begin, KvCache& cac
   }
   const at::Tensor cos = rope_cos_.narrow(0, begin, rows).unsqueeze(1);
   const at::Tensor sin = rope_sin_.narrow(0, begin, rows).unsqueeze(1);
-  at::Tensor h = x.to(type_);
+  at::Tensor h = x.to(device_.device, device_.type);
   for (int64_t i = 0; i < config_.layers; ++i) h = run_layer(i, h, begin, cos, sin, cache, mask);
   return rms_norm(h, norm_, config_.rms_norm_eps);
 }
@@ -264,11 +266,49 @@ at::Tensor Transformer::run_layer(int64_t index, const at::Tensor& x, int64_t be
   return h.add_(at::linear(inner, layer.down_weight));
 }
 
+cuda::DecoderShape Transformer::decoder_shape() const {
+  cuda::DecoderShape shape;
+  shape.hidden = static_cast<int>(config_.hidden_size);
+  shape.layers = static_cast<int>(config_.layers);
+  shape.heads = static_cast<int>(config_.heads);
+  shape.kv_heads = static_cast<int>(config_.kv_heads);
+  shape.head_dim = static_cast<int>(config_.hidden_size / config_.heads);
+  shape.ffn = static_cast<int>(config_.intermediate_size);
+  shape.norm_eps = static_cast<float>(config_.rms_norm_eps);
+  return shape;
+}
+
+cuda::DecoderWeights Transformer::decoder_weights(const KvCache& cache) const {
+  TORCH_CHECK(device_.is_cuda() && cache.capacity() <= config_.max_positions,
+              "a runner's weights are on a GPU, and its cache has at most ", config_.max_positions,
+              " rows");
+  cuda::DecoderWeights weights;
+  for (int64_t i = 0; i < config_.layers; ++i) {
+    const Layer& layer = layers_[i];
+    cuda::LayerWeights& to = weights.layers.emplace_back();
+    to.input_norm = bfloat16_data(layer.input_norm);
+    to.qkv = bfloat16_data(layer.qkv_weight);
+    to.qkv_bias = layer.qkv_bias.defined() ? bfloat16_data(layer.qkv_bias) : nullptr;
+    to.o = bfloat16_data(layer.o_weight);
+    to.post_norm = bfloat16_data(layer.post_norm);
+    to.gate_up = bfloat16_data(layer.gate_up_weight);
+    to.down = bfloat16_data(layer.down_weight);
+    to.keys = bfloat16_data(cache.keys(i));
+    to.values = bfloat16_data(cache.values(i));
+  }
+  weights.final_norm = bfloat16_data(norm_);
+  weights.rope_cos = rope_cos_.const_data_ptr<float>();
+  weights.rope_sin = rope_sin_.const_data_ptr<float>();
+  weights.capacity = static_cast<int>(cache.capacity());
+  return weights;
+}
+
 at::Tensor Transformer::attend_blocks(const at::Tensor& q, const at::Tensor& keys,
                                       const at::Tensor& values, int64_t begin,
                                       const std::optional<at::Tensor>& mask) const {
   const int64_t rows = q.size(0);
-  if (mask && rows <= kBlock) return attend(q, keys, values, mask->to(type_));
+  if (mask && rows <= kBlock)
+    return attend(q, keys, values, mask->to(device_.device, device_.type));
   if (rows == 1) return attend(q, keys, values, std::nullopt);
   std::vector<at::Tensor> blocks;
   for (int64_t at = 0; at < rows; at += kBlock) {
@@ -276,11 +316,11 @@ at::Tensor Transformer::attend_blocks(const at::Tensor& q, const at::Tensor& key
     const at::Tensor part = q.narrow(0, at, n);
     if (mask) {
       const at::Tensor block = mask->size(0) == 1 ? *mask : mask->narrow(0, at, n);
-      blocks.push_back(attend(part, keys, values, block.to(type_)));
+      blocks.push_back(attend(part, keys, values, block.to(device_.device, device_.type)));
     } else {  // later keys are hidden from the whole block: leave them out
       const int64_t seen = begin + at + n;
       blocks.push_back(attend(part, keys.narrow(1, 0, seen), values.narrow(1, 0, seen),
-                              causal_mask(begin + at, n, type_)));
+                              causal_mask(begin + at, n, device_)));
     }
   }
   return blocks.size() == 1 ? blocks[0] : at::cat(blocks);

@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "common/result.h"
+#include "cuda/decoder_types.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
+#include "engine/stage_device.h"
 
 namespace minicpmo {
 
@@ -20,8 +22,8 @@ namespace minicpmo {
 // length) are in use.
 class KvCache {
  public:
-  // Rows beyond `zero_rows` are uninitialised until written.
-  KvCache(const DecoderConfig& config, int64_t capacity, at::ScalarType type,
+  // Rows beyond `zero_rows` are uninitialised until written; on a GPU all are 0. Throws c10::Error.
+  KvCache(const DecoderConfig& config, int64_t capacity, const StageDevice& device,
           int64_t zero_rows = 0);
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
@@ -40,7 +42,7 @@ class Transformer {
  public:
   // prefix: "llm.model." or "tts.model.". Shapes are checked against `config`.
   static Result<Transformer> load(const Checkpoint& checkpoint, const std::string& prefix,
-                                  const DecoderConfig& config, at::ScalarType type);
+                                  const DecoderConfig& config, const StageDevice& device);
 
   // Runs x (rows, hidden) at positions [begin, begin + rows): writes those rows of the cache, and
   // attends to rows [0, begin + rows). Causal unless `mask` is given: additive, (1 or rows, begin +
@@ -50,7 +52,13 @@ class Transformer {
                      const std::optional<at::Tensor>& mask = std::nullopt) const;
 
   const DecoderConfig& config() const { return config_; }
-  at::ScalarType type() const { return type_; }
+  at::ScalarType type() const { return device_.type; }
+  const StageDevice& device() const { return device_; }
+
+  // For a runner, bfloat16 on a GPU only (throws c10::Error otherwise). The pointers are valid as
+  // long as this object and the cache. The caller adds the output head.
+  cuda::DecoderShape decoder_shape() const;
+  cuda::DecoderWeights decoder_weights(const KvCache& cache) const;
 
  private:
   struct Layer {
@@ -65,7 +73,7 @@ class Transformer {
                            int64_t begin, const std::optional<at::Tensor>& mask) const;
 
   DecoderConfig config_;
-  at::ScalarType type_ = at::kFloat;
+  StageDevice device_;
   std::vector<Layer> layers_;
   at::Tensor norm_;
   at::Tensor rope_cos_, rope_sin_;  // (max_positions, head_dim / 2), float32
