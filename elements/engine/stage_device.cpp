@@ -14,6 +14,8 @@ StageStream::StageStream(const StageDevice& device, bool high_priority) {
   if (!device.is_cuda()) return;
   const c10::impl::VirtualGuardImpl guard(device.device.type());
   stream_ = guard.getStreamFromGlobalPool(device.device, high_priority);
+  // The weights were loaded on the default stream, which ours does not wait for by itself.
+  guard.getDefaultStream(device.device).synchronize();
 }
 
 cuda::RunnerOptions StageStream::runner_options(const StageDevice& device) const {

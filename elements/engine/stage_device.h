@@ -22,6 +22,11 @@ struct StageDevice {
   bool graphs = true;                      // runners replay graphs
 
   bool is_cuda() const { return device.is_cuda(); }
+  StageDevice with(at::ScalarType other) const {
+    StageDevice device = *this;
+    device.type = other;
+    return device;
+  }
   at::TensorOptions options() const { return at::TensorOptions(type).device(device); }
 };
 
