@@ -28,6 +28,7 @@ constexpr Proxied kProxied[] = {
     {"precision", "precision", kAll},
     {"async-load", "async-load", kAll},
     {"system-prompt", "system-prompt", kLlm},
+    {"voice", "voice", kLlm},
     {"temperature", "temperature", kLlm},
     {"top-p", "top-p", kLlm},
     {"top-k", "top-k", kLlm},

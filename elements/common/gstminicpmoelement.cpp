@@ -450,6 +450,10 @@ const minicpmo::CancelFlag& gst_minicpmo_element_cancel_flag(GstMiniCpmoElement*
   return impl_of(self).cancel;
 }
 
+const minicpmo::CancelFlag& gst_minicpmo_element_load_cancel_flag(GstMiniCpmoElement* self) {
+  return impl_of(self).load_cancel;
+}
+
 void gst_minicpmo_element_set_flushing(GstMiniCpmoElement* self, gboolean flushing) {
   set_interrupted(impl_of(self), &Element::flushing, flushing != FALSE);
 }

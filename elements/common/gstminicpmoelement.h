@@ -55,6 +55,9 @@ const std::shared_ptr<minicpmo::Engine>& gst_minicpmo_element_engine(GstMiniCpmo
 // Set while the element is flushing or shutting down; handed to every stage call.
 const minicpmo::CancelFlag& gst_minicpmo_element_cancel_flag(GstMiniCpmoElement* self);
 
+// Set when the element goes to NULL while it loads; for open_session.
+const minicpmo::CancelFlag& gst_minicpmo_element_load_cancel_flag(GstMiniCpmoElement* self);
+
 // FLUSH_START / FLUSH_STOP and PAUSED to READY: sets or clears the cancel flag and wakes
 // wait_ready. The base does it for state changes (set before the parent's change_state deactivates
 // pads, cleared in READY to PAUSED); the subclass calls it in its event function.

@@ -55,6 +55,10 @@ struct LanguageModelOptions {
   int context_length = 8192;
   std::string system_prompt =
       "You are a helpful assistant. You can accept audio and text input and output voice and text.";
+  // Embeddings (rows, hidden_size) of a reference voice, which the system message then asks to
+  // speak with; the published system prompt is replaced by the one for voices. Null: the model's
+  // own.
+  TensorPtr voice;
   Compatibility compatibility = Compatibility::kNone;
 };
 

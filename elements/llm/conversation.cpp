@@ -7,6 +7,8 @@ namespace minicpmo {
 namespace {
 
 constexpr int kBurst = 3;
+constexpr const char* kUseVoice = "Use the voice in the audio prompt to synthesize new content.\n";
+constexpr const char* kVoiceStyle = "You are a helpful assistant with the above voice style.";
 constexpr std::string_view kReplacement =
     "\xEF\xBF\xBD";  // U+FFFD, what a tokenizer makes of half a character
 constexpr size_t kMaxPartial =
@@ -89,8 +91,12 @@ Conversation::Conversation(std::shared_ptr<const Tokenizer> tokenizer,
                            std::shared_ptr<const Prompts> prompts)
     : tokenizer_(std::move(tokenizer)), prompts_(std::move(prompts)) {}
 
-void Conversation::begin_session(std::string system_prompt, Compatibility compatibility) {
-  system_prompt_ = std::move(system_prompt);
+void Conversation::begin_session(std::string system_prompt, int64_t voice_rows,
+                                 Compatibility compatibility) {
+  // The published prompt for a voice is not the one without.
+  const bool published = system_prompt == LanguageModelOptions().system_prompt;
+  system_prompt_ = voice_rows > 0 && published ? kVoiceStyle : std::move(system_prompt);
+  voice_rows_ = voice_rows;
   compatibility_ = compatibility;
   system_rows_ = 0;
   system_read_ = false;
@@ -110,16 +116,32 @@ void Conversation::restart() {
 
 Feed Conversation::system_message() const {
   Feed feed;
+  if (system_read_ || !has_system_message()) return feed;
   // Upstream's system message has the role of a user.
-  if (!system_read_ && !system_prompt_.empty())
+  if (voice_rows_ == 0) {
     feed.ids = tokenizer_->encode(prompts_->user.text + system_prompt_ + "<|im_end|>\n");
+    return feed;
+  }
+  feed.ids = tokenizer_->encode(prompts_->user.text + kUseVoice);
+  append_audio(voice_rows_, true, &feed);
+  append(&feed.ids, tokenizer_->encode("\n" + system_prompt_ + "<|im_end|>\n"));
   return feed;
+}
+
+void Conversation::append_audio(int64_t rows, bool voice, Feed* feed) const {
+  for (int64_t row = 0; row < rows; row += prompts_->group_rows) {
+    const int64_t n = std::min(prompts_->group_rows, rows - row);
+    feed->ids.push_back(prompts_->audio_start);
+    feed->audio.push_back({feed->ids.size(), row, n, voice});
+    feed->ids.insert(feed->ids.end(), static_cast<size_t>(n), prompts_->audio_slot);
+    feed->ids.push_back(prompts_->audio_end);
+  }
 }
 
 // Upstream wraps the first message of a session as a whole message, whatever it is; without a
 // system prompt that is the first second of the question.
 bool Conversation::wraps_first_message() const {
-  return upstream() && !system_read_ && system_prompt_.empty();
+  return upstream() && !system_read_ && !has_system_message();
 }
 
 std::optional<int32_t> Conversation::unread() const {
@@ -154,13 +176,7 @@ Feed Conversation::user_audio(int64_t rows) const {
   Feed feed;
   begin_turn(&feed);
   if (new_user_) append(&feed.ids, turn_start().ids);
-  for (int64_t row = 0; row < rows; row += prompts_->group_rows) {
-    const int64_t n = std::min(prompts_->group_rows, rows - row);
-    feed.ids.push_back(prompts_->audio_start);
-    feed.audio.push_back({feed.ids.size(), row, n});
-    feed.ids.insert(feed.ids.end(), static_cast<size_t>(n), prompts_->audio_slot);
-    feed.ids.push_back(prompts_->audio_end);
-  }
+  append_audio(rows, false, &feed);
   if (wraps_first_message()) append(&feed.ids, tokenizer_->encode("<|im_end|>\n"));
   return feed;
 }
@@ -210,7 +226,7 @@ void Conversation::accept_system(const Feed& feed) {
 
 void Conversation::accept_user(const Feed& feed) {
   const bool wrapped = wraps_first_message();
-  if (!system_read_ && !system_prompt_.empty()) system_rows_ = system_message().rows();
+  if (!system_read_ && has_system_message()) system_rows_ = system_message().rows();
   append(&fed_, feed.ids);
   system_read_ = true;
   new_user_ = wrapped;  // a message of its own: the next one starts the turn

@@ -54,6 +54,7 @@ struct AudioSlots {
   size_t at = 0;
   int64_t row = 0;
   int64_t rows = 0;
+  bool voice = false;  // of the reference voice; otherwise of what the user says
 };
 
 struct Feed {
@@ -68,8 +69,9 @@ class Conversation {
  public:
   Conversation(std::shared_ptr<const Tokenizer> tokenizer, std::shared_ptr<const Prompts> prompts);
 
-  // Forgets everything.
-  void begin_session(std::string system_prompt, Compatibility compatibility);
+  // Forgets everything. voice_rows: embeddings of a reference voice, which the system message then
+  // presents (model-spec 3.2, audio_assistant); 0: none.
+  void begin_session(std::string system_prompt, int64_t voice_rows, Compatibility compatibility);
   // Forgets everything but the system message, if it was read.
   void restart();
 
@@ -103,6 +105,7 @@ class Conversation {
   bool answering() const { return answering_; }
   bool system_read() const { return system_read_; }
   bool is_stop(int32_t id) const { return id == prompts_->turn_end || id == prompts_->text_end; }
+  std::vector<int32_t> stop_tokens() const { return {prompts_->turn_end, prompts_->text_end}; }
   // How many tokens the next burst may sample: 3, or fewer if max_new_tokens says so (upstream:
   // always 3).
   int burst_limit() const;
@@ -125,7 +128,9 @@ class Conversation {
   // answer ends without a stop token; here it is lost only if max_new_tokens or the context's size
   // ended the answer.
   std::optional<int32_t> unread() const;
+  bool has_system_message() const { return !system_prompt_.empty() || voice_rows_ > 0; }
   bool wraps_first_message() const;
+  void append_audio(int64_t rows, bool voice, Feed* feed) const;
   const Prompt& turn_start() const;
   void begin_turn(Feed* feed) const;
   void append_text(std::string_view text, const Prompt* start, Feed* feed) const;
@@ -135,6 +140,7 @@ class Conversation {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::shared_ptr<const Prompts> prompts_;
   std::string system_prompt_;
+  int64_t voice_rows_ = 0;
   Compatibility compatibility_ = Compatibility::kNone;
 
   std::vector<int32_t> fed_;

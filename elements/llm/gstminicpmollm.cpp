@@ -54,6 +54,7 @@
 #include "llm/gstminicpmollminput.h"
 #include "llm/gstminicpmollmsettings.h"
 #include "llm/gstminicpmollmworker.h"
+#include "llm/gstminicpmovoice.h"
 
 using minicpmo::EventPtr;
 using minicpmo::guard;
@@ -130,6 +131,14 @@ GST_ELEMENT_REGISTER_DEFINE_WITH_CODE(minicpmollm, "minicpmollm", GST_RANK_NONE,
 static minicpmo::Result<void> open_session(GstMiniCpmoElement* element,
                                            const std::shared_ptr<minicpmo::Engine>& engine) {
   Llm& impl = *GST_MINICPMO_LLM(element)->impl;
+  const std::string voice = impl.settings.values().voice;
+  minicpmo::TensorPtr embeddings;
+  if (!voice.empty()) {
+    ASSIGN_OR_RETURN(
+        embeddings,
+        minicpmo::encode_voice(*engine, voice, gst_minicpmo_element_load_cancel_flag(element)));
+  }
+  impl.settings.set_voice_embeddings(std::move(embeddings));
   ASSIGN_OR_RETURN(auto session, engine->new_language_model(impl.settings.values().options));
   impl.worker.open(std::move(session));
   return {};

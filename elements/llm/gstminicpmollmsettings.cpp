@@ -19,6 +19,7 @@ enum {
   PROP_MAX_NEW_TOKENS,
   PROP_CONTEXT_LENGTH,
   PROP_SYSTEM_PROMPT,
+  PROP_VOICE,
   PROP_COMPATIBILITY,
   PROP_TIMESTAMP_MODE,
   PROP_MAX_MESSAGE_BYTES,
@@ -89,6 +90,14 @@ void install_conversation(GObjectClass* object_class, const LanguageModelOptions
           static_cast<GParamFlags>(G_PARAM_READWRITE | G_PARAM_STATIC_NAME | G_PARAM_STATIC_NICK |
                                    G_PARAM_STATIC_BLURB | GST_PARAM_MUTABLE_PLAYING)));
   g_object_class_install_property(
+      object_class, PROP_VOICE,
+      g_param_spec_string("voice", "Voice",
+                          "Sound file with the voice to speak in; its first 30 s are used. The "
+                          "model imitates it as far as it learnt to. NULL: the model's own",
+                          nullptr,
+                          static_cast<GParamFlags>(G_PARAM_READWRITE | G_PARAM_STATIC_STRINGS |
+                                                   GST_PARAM_MUTABLE_READY)));
+  g_object_class_install_property(
       object_class, PROP_COMPATIBILITY,
       g_param_spec_enum("compatibility", "Compatibility",
                         "Whether flaws of upstream's streaming code are mended or kept",
@@ -146,6 +155,11 @@ LlmSettingsValues LlmSettings::values() const {
   return values_;
 }
 
+void LlmSettings::set_voice_embeddings(TensorPtr embeddings) {
+  std::lock_guard lock(mutex_);
+  values_.options.voice = std::move(embeddings);
+}
+
 bool LlmSettings::set(guint id, const GValue* value) {
   std::lock_guard lock(mutex_);
   LanguageModelOptions& options = values_.options;
@@ -174,6 +188,11 @@ bool LlmSettings::set(guint id, const GValue* value) {
     case PROP_SYSTEM_PROMPT: {
       const gchar* prompt = g_value_get_string(value);
       options.system_prompt = prompt != nullptr ? prompt : "";
+      return true;
+    }
+    case PROP_VOICE: {
+      const gchar* voice = g_value_get_string(value);
+      values_.voice = voice != nullptr ? voice : "";
       return true;
     }
     case PROP_COMPATIBILITY:
@@ -217,6 +236,9 @@ bool LlmSettings::get(guint id, GValue* value, const LlmWorker& worker) const {
       return true;
     case PROP_SYSTEM_PROMPT:
       g_value_set_string(value, options.system_prompt.c_str());
+      return true;
+    case PROP_VOICE:
+      g_value_set_string(value, now.voice.empty() ? nullptr : now.voice.c_str());
       return true;
     case PROP_COMPATIBILITY:
       g_value_set_enum(value, static_cast<int>(options.compatibility));

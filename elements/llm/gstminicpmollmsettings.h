@@ -4,6 +4,7 @@
 #include <gst/gst.h>
 
 #include <mutex>
+#include <string>
 
 #include "common/stage.h"
 #include "llm/gstminicpmollmworker.h"
@@ -11,7 +12,8 @@
 namespace minicpmo {
 
 struct LlmSettingsValues {
-  LanguageModelOptions options;
+  LanguageModelOptions options;  // `voice` is filled in from the file below when the model loads
+  std::string voice;             // path, or empty
   TimestampMode timestamp_mode = TimestampMode::kInput;
   guint max_message_bytes = 256 * 1024;
 };
@@ -25,6 +27,7 @@ class LlmSettings {
   // False if `id` is none of ours. `stats` is read for the property of that name.
   bool get(guint id, GValue* value, const LlmWorker& worker) const;
   LlmSettingsValues values() const;
+  void set_voice_embeddings(TensorPtr embeddings);
 
  private:
   mutable std::mutex mutex_;  // guards values_

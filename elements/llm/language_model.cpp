@@ -2,10 +2,8 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/isfinite.h>
-#include <ATen/ops/linear.h>
 
 #include <algorithm>
 #include <cmath>
@@ -33,7 +31,7 @@ Error cancelled() {
 
 Result<std::shared_ptr<const LanguageModelWeights>> load_language_model(
     const Checkpoint& checkpoint, const ModelConfig& config,
-    std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType type, const Progress& progress,
+    std::shared_ptr<const Tokenizer> tokenizer, const StageDevice& device, const Progress& progress,
     const CancelFlag& cancel) {
   using Loaded = std::shared_ptr<const LanguageModelWeights>;
   return run_stage("loading the language model", [&]() -> Result<Loaded> {
@@ -48,17 +46,17 @@ Result<std::shared_ptr<const LanguageModelWeights>> load_language_model(
     weights->config = config;
     weights->tokenizer = std::move(tokenizer);
     weights->prompts = std::make_shared<const Prompts>(std::move(prompts));
-    weights->type = type;
+    weights->device = device;
     report(0, "language model: embeddings");
     ASSIGN_OR_RETURN(weights->embed_tokens,
-                     checkpoint.load("llm.model.embed_tokens.weight", table, type));
+                     checkpoint.load("llm.model.embed_tokens.weight", table, device));
     if (cancel.is_set()) return cancelled();
     report(10, "language model: layers");
     ASSIGN_OR_RETURN(weights->transformer,
-                     Transformer::load(checkpoint, "llm.model.", config.language, type));
+                     Transformer::load(checkpoint, "llm.model.", config.language, device));
     if (cancel.is_set()) return cancelled();
     report(90, "language model: output layer");
-    ASSIGN_OR_RETURN(weights->lm_head, checkpoint.load("llm.lm_head.weight", table, type));
+    ASSIGN_OR_RETURN(weights->lm_head, checkpoint.load("llm.lm_head.weight", table, device));
     report(100, "language model");
     return Loaded(std::move(weights));
   });
@@ -78,33 +76,10 @@ int64_t rows_per_chunk(const AudioConfig& audio) {
   return std::max<int64_t>(1, (convolved - audio.pool_step) / audio.pool_step + 1);
 }
 
-SamplingSettings resolve_sampling(const LanguageModelOptions& options,
-                                  const GenerationDefaults& defaults) {
-  const double temperature = defaults.do_sample ? defaults.temperature : 0.0;
-  return {options.temperature < 0 ? temperature : options.temperature,
-          options.top_p < 0 ? defaults.top_p : options.top_p,
-          options.repetition_penalty < 0 ? defaults.repetition_penalty : options.repetition_penalty,
-          options.top_k < 0 ? defaults.top_k : options.top_k};
-}
-
-int32_t choose_token(std::span<float> logits, std::span<const int32_t> penalised,
-                     const SamplingSettings& settings, Philox* random) {
-  if (settings.repetition_penalty > 0 && settings.repetition_penalty != 1)
-    apply_repetition_penalty(logits, penalised, settings.repetition_penalty);
-  const int32_t best = argmax(logits);
-  if (settings.temperature <= 0) return best;
-  // Counted from the best one, a very low temperature cannot overflow; the softmax is the same.
-  const float top = logits[static_cast<size_t>(best)];
-  const auto temperature = static_cast<float>(settings.temperature);
-  for (float& logit : logits) logit = logit == top ? 0 : (logit - top) / temperature;
-  if (settings.top_k > 0) apply_top_k(logits, settings.top_k);
-  if (settings.top_p < 1) apply_top_p(logits, settings.top_p);
-  return sample(logits, random->uniform());
-}
-
 LanguageSession::LanguageSession(std::shared_ptr<const LanguageModelWeights> weights,
                                  const LanguageModelOptions& options)
     : weights_(std::move(weights)),
+      stream_(weights_->device, false),
       options_(options),
       conversation_(weights_->tokenizer, weights_->prompts) {
   begin_session();
@@ -118,6 +93,7 @@ int64_t LanguageSession::capacity_wanted() const {
 // Whether the session's system message is not the one asked for.
 bool LanguageSession::options_due() const {
   return options_.system_prompt != session_options_.system_prompt ||
+         options_.voice != session_options_.voice ||
          options_.context_length != session_options_.context_length ||
          options_.compatibility != session_options_.compatibility;
 }
@@ -128,11 +104,12 @@ void LanguageSession::begin_session() {
   answer_.reset();
   if (sessions_ == 0 || options_due()) {
     session_options_ = options_;
-    conversation_.begin_session(options_.system_prompt, options_.compatibility);
+    const int64_t voice_rows = options_.voice ? options_.voice->rows() : 0;
+    conversation_.begin_session(options_.system_prompt, voice_rows, options_.compatibility);
   } else {
     conversation_.restart();  // the system message's rows stay in the cache
   }
-  if (cache_) cache_->set_length(std::min(cache_->length(), conversation_.length()));
+  cut_cache();
   ++sessions_;
 }
 
@@ -143,21 +120,28 @@ void LanguageSession::adopt_options() {
   --sessions_;
 }
 
-Result<void> LanguageSession::ensure_cache() {
-  if (cache_ && cache_->capacity() == capacity_wanted()) return {};
-  if (cache_ && conversation_.length() > 0)
+// The decoder, with a cache of the size wanted.
+Result<void> LanguageSession::ensure_decoder() {
+  if (decoder_ && decoder_->cache().capacity() == capacity_wanted()) return {};
+  if (decoder_ && conversation_.length() > 0)
     return Error{ErrorCode::kFailed, "language model: the context changed size in use", kWhat};
-  cache_.reset();  // before the new one is allocated: there may be no room for both
-  cache_.emplace(weights_->config.language, capacity_wanted(), weights_->type);
+  decoder_.reset();  // before the new one is allocated: there may be no room for both
+  ASSIGN_OR_RETURN(decoder_, make_language_decoder(weights_, capacity_wanted(), stream_));
   return {};
 }
 
+void LanguageSession::cut_cache() {
+  if (!decoder_) return;
+  KvCache& cache = decoder_->cache();
+  cache.set_length(std::min(cache.length(), conversation_.length()));
+}
+
 Result<void> LanguageSession::prime(const CancelFlag& cancel) {
-  return run_stage(kWhat, [&]() -> Result<void> {
+  return run_stage(kWhat, stream_, [&]() -> Result<void> {
     adopt_options();
     const Feed feed = conversation_.system_message();
     if (feed.rows() == 0 || !fits(conversation_, feed, kAnswerReserve)) return {};
-    RETURN_IF_ERROR(ensure_cache());
+    RETURN_IF_ERROR(ensure_decoder());
     ASSIGN_OR_RETURN(const at::Tensor hidden, read({{feed, {}}}, 0, cancel));
     conversation_.accept_system(feed);
     return {};
@@ -183,15 +167,17 @@ Result<at::Tensor> LanguageSession::check_embeddings(const Tensor& embeddings) c
                      std::to_string(dims.empty() ? 0 : dims.back())};
   }
   ASSIGN_OR_RETURN(at::Tensor rows, unwrap_tensor(embeddings));
-  if (!at::isfinite(rows).all().item<bool>()) {
+  // Tensors on a device come from our own audio encoder, whose input and weights are finite; to look
+  // would wait for it.
+  if (rows.is_cpu() && !at::isfinite(rows).all().item<bool>()) {
     return Error{ErrorCode::kFormat,
                  "language model: audio embeddings hold a value that is not finite", kWhat};
   }
-  return rows.to(weights_->embed_tokens.device(), weights_->type);
+  return rows.to(weights_->device.device, weights_->device.type);
 }
 
 Result<void> LanguageSession::prefill_audio(const Tensor& embeddings, const CancelFlag& cancel) {
-  return run_stage(kWhat, [&]() -> Result<void> {
+  return run_stage(kWhat, stream_, [&]() -> Result<void> {
     ASSIGN_OR_RETURN(const at::Tensor rows, check_embeddings(embeddings));
     if (rows.size(0) == 0) return {};
     // Less than a full chunk means that the turn ends here.
@@ -203,7 +189,7 @@ Result<void> LanguageSession::prefill_audio(const Tensor& embeddings, const Canc
 
 Result<void> LanguageSession::prefill_text(std::string_view text, const CancelFlag& cancel) {
   if (text.empty()) return {};
-  return run_stage(kWhat, [&]() -> Result<void> {
+  return run_stage(kWhat, stream_, [&]() -> Result<void> {
     return prefill([&](const Conversation& c) { return c.user_text(text); }, {}, true, cancel);
   });
 }
@@ -239,7 +225,7 @@ Result<void> LanguageSession::prefill(const std::function<Feed(const Conversatio
                      std::to_string(conversation_.length()) + " are taken",
                  kWhat};
   }
-  RETURN_IF_ERROR(ensure_cache());
+  RETURN_IF_ERROR(ensure_decoder());
   const int64_t rows = feed.rows();
   const int64_t prompt = static_cast<int64_t>(weights_->prompts->answer.ids.size());
   Conversation next = conversation_;
@@ -266,11 +252,15 @@ at::Tensor LanguageSession::embed(std::span<const int32_t> ids) const {
   return at::index_select(table, 0, index.to(table.device()));
 }
 
-at::Tensor LanguageSession::embed(const Piece& piece) const {
-  at::Tensor rows = embed(piece.feed.ids);
+Result<at::Tensor> LanguageSession::embed(const Piece& piece) const {
+  at::Tensor rows = embed(piece.feed.ids), voice;
   for (const AudioSlots& slots : piece.feed.audio) {
+    if (slots.voice && !voice.defined()) {
+      ASSIGN_OR_RETURN(voice, check_embeddings(*session_options_.voice));
+    }
+    const at::Tensor& audio = slots.voice ? voice : piece.audio;
     rows.narrow(0, static_cast<int64_t>(slots.at), slots.rows)
-        .copy_(piece.audio.narrow(0, slots.row, slots.rows));
+        .copy_(audio.narrow(0, slots.row, slots.rows));
   }
   return rows;
 }
@@ -281,28 +271,29 @@ Result<at::Tensor> LanguageSession::read(const std::vector<Piece>& pieces, int64
                                          const CancelFlag& cancel) {
   std::vector<at::Tensor> parts;
   parts.reserve(pieces.size());
-  for (const Piece& piece : pieces) parts.push_back(embed(piece));
+  for (const Piece& piece : pieces) {
+    ASSIGN_OR_RETURN(at::Tensor rows, embed(piece));
+    parts.push_back(std::move(rows));
+  }
   const at::Tensor x = parts.size() == 1 ? parts[0] : at::cat(parts);
-  const int64_t begin = cache_->length(), total = x.size(0);
+  const int64_t begin = decoder_->cache().length(), total = x.size(0);
   at::Tensor hidden;
   for (int64_t done = 0; done < total;) {
     if (cancel.is_set()) return cancelled();
     int64_t rows = std::min(kSlice, total - done);
     const int64_t rest = total - done - rows;
     if (rest > 0 && rest < keep) rows -= keep;
-    hidden = weights_->transformer.forward(x.narrow(0, done, rows), begin + done, *cache_);
+    const bool last = done + rows == total;
+    ASSIGN_OR_RETURN(hidden,
+                     decoder_->read(x.narrow(0, done, rows), begin + done, last ? keep : 0));
     done += rows;
   }
-  cache_->set_length(begin + total);
+  decoder_->cache().set_length(begin + total);
   return hidden;
 }
 
-at::Tensor LanguageSession::logits_of(const at::Tensor& hidden) const {
-  return at::linear(hidden.narrow(0, hidden.size(0) - 1, 1), weights_->lm_head);
-}
-
 Result<void> LanguageSession::start_answer(const CancelFlag& cancel) {
-  return run_stage(kWhat, [&]() -> Result<void> {
+  return run_stage(kWhat, stream_, [&]() -> Result<void> {
     if (!conversation_.turn_open())
       return Error{ErrorCode::kFailed, "language model: there is nothing to answer", kWhat};
     if (cancel.is_set()) return cancelled();
@@ -316,64 +307,41 @@ Result<void> LanguageSession::start_answer(const CancelFlag& cancel) {
     const int64_t speaker =
         hidden.size(0) - feed.rows() + static_cast<int64_t>(weights_->prompts->speaker_at);
     answer_ = Answer{resolve_sampling(options_, weights_->config.generation),
-                     Philox(options_.seed, answers_++), logits_of(hidden),
+                     Philox(options_.seed, answers_++),
                      hidden.narrow(0, speaker, 1).to(at::kFloat).clone()};
     return {};
   });
 }
 
-Result<int32_t> LanguageSession::pick(const at::Tensor& logits,
-                                      const std::vector<int32_t>& penalised, Philox* random) const {
-  const at::Tensor raw = logits.to(at::kCPU, at::kFloat).contiguous();
-  const float* data = raw.const_data_ptr<float>();
-  std::vector<float> scores(data, data + raw.numel());
-  int32_t id = choose_token(scores, penalised, answer_->sampling, random);
-  if (hook_) id = hook_(std::span<const float>(data, scores.size()), id);
-  if (id < 0 || id >= static_cast<int32_t>(scores.size()) || !std::isfinite(data[id])) {
-    return Error{ErrorCode::kFailed,
-                 "language model: the logits are not finite; the weights may be damaged", kWhat};
-  }
-  return id;
-}
-
 Result<LanguageSession::Draft> LanguageSession::draft_burst(const CancelFlag& cancel) {
   Draft draft{{}, FinishReason::kNone, answer_->random};
-  std::vector<int32_t> penalised = conversation_.penalty_scope();
-  at::Tensor logits = answer_->first_logits;
-  std::optional<int32_t> carried = conversation_.carried();
-  int64_t rows = conversation_.length();
+  const std::vector<int32_t> penalised = conversation_.penalty_scope();
+  const std::vector<int32_t> stops = conversation_.stop_tokens();
   const int limit = conversation_.burst_limit();
-  while (static_cast<int>(draft.ids.size()) < limit && draft.finish == FinishReason::kNone) {
-    if (cancel.is_set()) return cancelled();
-    if (carried) {
-      if (rows >= cache_->capacity()) {
-        draft.finish = FinishReason::kContext;
-        break;
-      }
-      const int32_t fed[] = {*carried};
-      logits = logits_of(weights_->transformer.forward(embed(fed), rows, *cache_));
-      ++rows;
-    }
-    ASSIGN_OR_RETURN(const int32_t id, pick(logits, penalised, &draft.random));
-    draft.ids.push_back(id);
-    penalised.push_back(id);
-    carried = id;
-    if (conversation_.is_stop(id)) draft.finish = FinishReason::kStop;
+  TokenDraws draws{conversation_.carried(), conversation_.length(), 0, penalised, stops,
+                   answer_->sampling};
+  // Each draw takes a row of the cache, but the one that follows the prompt.
+  const int64_t rows_left = decoder_->cache().capacity() - draws.begin + (draws.carried ? 0 : 1);
+  draws.count = static_cast<int>(std::min<int64_t>(limit, rows_left));
+  ASSIGN_OR_RETURN(draft.ids, decoder_->draw(draws, hook_, &draft.random, cancel));
+  if (!draft.ids.empty() && conversation_.is_stop(draft.ids.back())) {
+    draft.finish = FinishReason::kStop;
+  } else if (static_cast<int>(draft.ids.size()) < limit) {
+    draft.finish = FinishReason::kContext;
   }
   return draft;
 }
 
 Result<Burst> LanguageSession::next_burst(const CancelFlag& cancel) {
-  return run_stage(kWhat, [&]() -> Result<Burst> {
+  return run_stage(kWhat, stream_, [&]() -> Result<Burst> {
     if (!answer_ || !conversation_.answering())
       return Error{ErrorCode::kFailed, "language model: no answer is under way", kWhat};
     // Until the burst is whole nothing of it counts: a cancelled or failed call can be made again.
     ASSIGN_OR_RETURN(Draft draft, draft_burst(cancel));
     Burst burst = conversation_.accept_burst(std::move(draft.ids), draft.finish);
-    cache_->set_length(conversation_.length());
-    if (answer_->speaker.defined()) burst.speaker = wrap_tensor(answer_->speaker);
+    decoder_->cache().set_length(conversation_.length());
+    if (answer_->speaker.defined()) burst.speaker = wrap_tensor(answer_->speaker.to(at::kCPU));
     answer_->speaker.reset();
-    answer_->first_logits.reset();
     answer_->random = draft.random;
     if (burst.finish != FinishReason::kNone) answer_.reset();
     return burst;
@@ -384,7 +352,7 @@ void LanguageSession::interrupt(int64_t heard_bytes) {
   conversation_.interrupt(heard_bytes);
   if (conversation_.turn_open()) return;
   answer_.reset();
-  if (cache_) cache_->set_length(std::min(cache_->length(), conversation_.length()));
+  cut_cache();
 }
 
 void LanguageSession::reset() {

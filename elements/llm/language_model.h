@@ -16,9 +16,12 @@
 #include "engine/checkpoint.h"
 #include "engine/config.h"
 #include "engine/sampling.h"
+#include "engine/stage_device.h"
 #include "engine/tokenizer.h"
 #include "engine/transformer.h"
 #include "llm/conversation.h"
+#include "llm/language_decoder.h"
+#include "llm/token_choice.h"
 
 namespace minicpmo {
 
@@ -27,7 +30,7 @@ struct LanguageModelWeights {
   ModelConfig config;
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const Prompts> prompts;
-  at::ScalarType type = at::kFloat;
+  StageDevice device;
   at::Tensor embed_tokens;  // (vocab, hidden)
   Transformer transformer;
   at::Tensor lm_head;  // (vocab, hidden)
@@ -37,7 +40,7 @@ struct LanguageModelWeights {
 // does not fit.
 Result<std::shared_ptr<const LanguageModelWeights>> load_language_model(
     const Checkpoint& checkpoint, const ModelConfig& config,
-    std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType type, const Progress& progress,
+    std::shared_ptr<const Tokenizer> tokenizer, const StageDevice& device, const Progress& progress,
     const CancelFlag& cancel);
 
 // Reads the system prompt at once, so that the first turn need not. That takes a while: not for a
@@ -49,24 +52,9 @@ std::unique_ptr<LanguageModel> new_language_model(
 // pooling.
 int64_t rows_per_chunk(const AudioConfig& audio);
 
-// LanguageModelOptions with the defaults of the checkpoint filled in.
-struct SamplingSettings {
-  double temperature, top_p, repetition_penalty;
-  int64_t top_k;
-};
-SamplingSettings resolve_sampling(const LanguageModelOptions& options,
-                                  const GenerationDefaults& defaults);
-
-// One token from logits (changed on the way): repetition penalty over `penalised`, temperature,
-// top-k, top-p, softmax, draw; temperature 0 takes the best after the penalty.
-int32_t choose_token(std::span<float> logits, std::span<const int32_t> penalised,
-                     const SamplingSettings& settings, Philox* random);
-
 class LanguageSession final : public LanguageModel {
  public:
-  // Sees the raw logits (vocab) of each token and the id chosen; returns the id to go on with (for
-  // tests that force a reference's tokens).
-  using TokenHook = std::function<int32_t(std::span<const float> logits, int32_t id)>;
+  using TokenHook = minicpmo::TokenHook;
 
   LanguageSession(std::shared_ptr<const LanguageModelWeights> weights,
                   const LanguageModelOptions& options);
@@ -96,7 +84,6 @@ class LanguageSession final : public LanguageModel {
   struct Answer {
     SamplingSettings sampling;
     Philox random;
-    at::Tensor first_logits;  // (1, vocab), of the answer prompt; undefined after the first burst
     at::Tensor speaker;       // float32 (1, hidden); undefined after the first burst
   };
   // One pass over burst tokens: what was sampled, before any of it is kept.
@@ -110,24 +97,24 @@ class LanguageSession final : public LanguageModel {
   bool options_due() const;
   void begin_session();
   void adopt_options();
-  Result<void> ensure_cache();
+  Result<void> ensure_decoder();
+  void cut_cache();
   bool fits(const Conversation& conversation, const Feed& feed, int64_t answer_rows) const;
   Result<void> prefill(const std::function<Feed(const Conversation&)>& make_feed,
                        const at::Tensor& audio, bool may_wait, const CancelFlag& cancel);
   Result<at::Tensor> check_embeddings(const Tensor& embeddings) const;
   at::Tensor embed(std::span<const int32_t> ids) const;
-  at::Tensor embed(const Piece& piece) const;
+  Result<at::Tensor> embed(const Piece& piece) const;
   Result<at::Tensor> read(const std::vector<Piece>& pieces, int64_t keep, const CancelFlag& cancel);
-  at::Tensor logits_of(const at::Tensor& hidden) const;
   Result<Draft> draft_burst(const CancelFlag& cancel);
-  Result<int32_t> pick(const at::Tensor& logits, const std::vector<int32_t>& penalised,
-                       Philox* random) const;
 
   std::shared_ptr<const LanguageModelWeights> weights_;
+  StageStream stream_;
   LanguageModelOptions options_;          // what was asked for
   LanguageModelOptions session_options_;  // what this session runs with
   Conversation conversation_;
-  std::optional<KvCache> cache_;  // rows [0, length) are conversation_.fed() without the queue
+  // Of its cache, rows [0, length) are conversation_.fed() without the queue.
+  std::unique_ptr<LanguageDecoder> decoder_;
   std::vector<Piece> queue_;      // read together with what comes next
   int64_t queued_rows_ = 0;
   std::optional<Answer> answer_;

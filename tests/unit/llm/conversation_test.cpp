@@ -21,7 +21,7 @@ class ConversationTest : public ::testing::Test {
     ASSERT_TRUE(prompts.ok()) << prompts.error().message;
     prompts_ = std::make_shared<const Prompts>(*prompts);
     talk_ = std::make_unique<Conversation>(tokenizer_, prompts_);
-    talk_->begin_session(system_prompt, compatibility);
+    talk_->begin_session(system_prompt, 0, compatibility);
   }
 
   std::vector<int32_t> ids(const std::string& text) const { return tokenizer_->encode(text); }

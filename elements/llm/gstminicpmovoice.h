@@ -1,0 +1,19 @@
+// The reference voice of minicpmollm: a sound file, decoded by GStreamer and encoded by the
+// checkpoint's audio encoder.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "common/stage.h"
+
+namespace minicpmo {
+
+constexpr int kVoiceMaxSeconds = 30;  // what the audio encoder reads in one piece
+
+// Embeddings of the file at `path` (any format GStreamer has a decoder for), of its first 30 s.
+// Blocks: for the loader thread. Errors: kNotFound, kOpenRead, kFormat (no sound in it, or none
+// long enough to hear), kLibrary (a decoder is missing), those of the audio encoder, kCancelled.
+Result<TensorPtr> encode_voice(Engine& engine, const std::string& path, const CancelFlag& cancel);
+
+}  // namespace minicpmo
