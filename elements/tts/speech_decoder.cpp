@@ -58,7 +58,7 @@ Result<void> check_config(const SpeechConfig& config, const Tokenizer& tokenizer
 }
 
 // Weight norm (Salimans, Kingma 2016; torch.nn.utils.parametrizations.weight_norm with dim 0),
-// folded in float32.
+// folded in float32, on the CPU whatever the device: the heads are the same everywhere.
 Result<at::Tensor> load_head(const Checkpoint& checkpoint, const std::string& name, int64_t rows,
                              int64_t width) {
   const std::string base = name + ".parametrizations.weight.original";
@@ -67,11 +67,17 @@ Result<at::Tensor> load_head(const Checkpoint& checkpoint, const std::string& na
   return g * v / at::linalg_vector_norm(v, 2, at::IntArrayRef{1}, true);
 }
 
+at::Tensor index_on(const StageDevice& device, const std::vector<int64_t>& values) {
+  at::Tensor index = at::empty({std::ssize(values)}, at::kLong);
+  std::copy(values.begin(), values.end(), index.mutable_data_ptr<int64_t>());
+  return index.to(device.device);
+}
+
 Result<void> load_embeddings(const Checkpoint& checkpoint, SpeechModelWeights& weights) {
   const SpeechConfig& config = weights.config;
   const int64_t width = config.decoder.hidden_size, tokens = config.audio_tokens;
   const auto load = [&](const std::string& name, const std::vector<int64_t>& shape) {
-    return checkpoint.load("tts." + name, shape, weights.type);
+    return checkpoint.load("tts." + name, shape, weights.device);
   };
   ASSIGN_OR_RETURN(weights.projector1_weight,
                    load("projector.linear1.weight", {width, config.llm_dim}));
@@ -88,7 +94,7 @@ Result<void> load_embeddings(const Checkpoint& checkpoint, SpeechModelWeights& w
     heads.push_back(std::move(head));
   }
   weights.emb_code = at::cat(embeddings, 0);
-  weights.heads = at::cat(heads, 0);
+  weights.heads = at::cat(heads, 0).to(weights.device.device);
   return {};
 }
 
@@ -96,14 +102,14 @@ Result<void> load_embeddings(const Checkpoint& checkpoint, SpeechModelWeights& w
 
 Result<std::shared_ptr<const SpeechModelWeights>> load_speech_model(
     const Checkpoint& checkpoint, const ModelConfig& config,
-    std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType type, const Progress& progress,
+    std::shared_ptr<const Tokenizer> tokenizer, const StageDevice& device, const Progress& progress,
     const CancelFlag& cancel) {
   using Loaded = Result<std::shared_ptr<const SpeechModelWeights>>;
   return run_stage("loading the speech model", [&]() -> Loaded {
     auto weights = std::make_shared<SpeechModelWeights>();
     weights->config = config.speech;
     weights->greedy = !config.generation.do_sample;
-    weights->type = type;
+    weights->device = device;
     weights->start_token = tokenizer->token_to_id("[Stts]");
     RETURN_IF_ERROR(check_config(config.speech, *tokenizer, weights->start_token));
     weights->tokenizer = std::move(tokenizer);
@@ -113,7 +119,7 @@ Result<std::shared_ptr<const SpeechModelWeights>> load_speech_model(
       return Error{ErrorCode::kCancelled, "loading the speech model was stopped"};
     if (progress) progress(30, "speech model: decoder");
     ASSIGN_OR_RETURN(weights->transformer,
-                     Transformer::load(checkpoint, "tts.model.", config.speech.decoder, type));
+                     Transformer::load(checkpoint, "tts.model.", config.speech.decoder, device));
     if (cancel.is_set())
       return Error{ErrorCode::kCancelled, "loading the speech model was stopped"};
     if (progress) progress(100, "speech model");
@@ -131,15 +137,15 @@ int64_t visible_text_end(int64_t position, int64_t text_tokens, int64_t slots, i
 SpeechDecoder::SpeechDecoder(std::shared_ptr<const SpeechModelWeights> weights, int64_t max_codes)
     : weights_(std::move(weights)),
       max_codes_(max_codes),
-      cache_(weights_->config.decoder, audio_start() + 1 + max_codes, weights_->type,
+      cache_(weights_->config.decoder, audio_start() + 1 + max_codes, weights_->device,
              audio_start()),
-      mask_(at::zeros({1, cache_.capacity()}, at::TensorOptions(weights_->type))),
+      mask_(at::zeros({1, cache_.capacity()}, weights_->device.options())),
       visible_(audio_start() + 1) {}
 
 void SpeechDecoder::set_speaker(const at::Tensor& speaker) {
   const SpeechModelWeights& w = *weights_;
   const at::Tensor hidden =
-      at::relu(at::linear(speaker.to(w.type), w.projector1_weight, w.projector1_bias));
+      at::relu(at::linear(speaker.to(w.device.options()), w.projector1_weight, w.projector1_bias));
   const at::Tensor projected = at::linear(hidden, w.projector2_weight, w.projector2_bias);
   const at::Tensor length = at::linalg_vector_norm(projected, 2, at::IntArrayRef{-1}, true);
   speaker_ = projected / length.clamp_min(1e-12);
@@ -156,8 +162,7 @@ void SpeechDecoder::begin_segment() {
 void SpeechDecoder::prefill_text(std::span<const int32_t> ids, int64_t begin) {
   if (ids.empty()) return;
   TORCH_CHECK(begin + std::ssize(ids) <= audio_start(), "speech model: text beyond its slots");
-  at::Tensor index = at::empty({std::ssize(ids)}, at::kLong);
-  std::copy(ids.begin(), ids.end(), index.mutable_data_ptr<int64_t>());
+  const at::Tensor index = index_on(weights_->device, {ids.begin(), ids.end()});
   at::Tensor x = at::index_select(weights_->emb_text, 0, index);
   if (begin == 0 && ids.size() > 1) x.narrow(0, 1, 1).copy_(speaker_);
   weights_->transformer.forward(x, begin, cache_);
@@ -165,13 +170,13 @@ void SpeechDecoder::prefill_text(std::span<const int32_t> ids, int64_t begin) {
 
 at::Tensor SpeechDecoder::embed_codes(std::span<const CodeRow> codes) const {
   const int64_t tokens = weights_->config.audio_tokens;
-  at::Tensor index = at::empty({std::ssize(codes) * kBooks}, at::kLong);
-  int64_t* out = index.mutable_data_ptr<int64_t>();
+  std::vector<int64_t> index;
   for (const CodeRow& row : codes) {
     for (int64_t book = 0; book < kBooks; ++book)
-      *out++ = book * tokens + row[static_cast<size_t>(book)];
+      index.push_back(book * tokens + row[static_cast<size_t>(book)]);
   }
-  const at::Tensor rows = at::index_select(weights_->emb_code, 0, index);
+  const at::Tensor rows =
+      at::index_select(weights_->emb_code, 0, index_on(weights_->device, index));
   return at::sum(rows.view({std::ssize(codes), kBooks, -1}), at::IntArrayRef{1});
 }
 
@@ -210,7 +215,7 @@ std::span<float> SpeechDecoder::step(const CodeRow& previous, int64_t text_token
   const at::Tensor h =
       weights_->transformer.forward(x, position, cache_, mask_for(position + 1, text_tokens));
   cache_.set_length(position + 1);
-  logits_ = at::mv(weights_->heads, h.view({-1}).to(at::kFloat)).contiguous();
+  logits_ = at::mv(weights_->heads, h.view({-1}).to(at::kFloat)).to(at::kCPU).contiguous();
   return {logits_.mutable_data_ptr<float>(), static_cast<size_t>(logits_.numel())};
 }
 

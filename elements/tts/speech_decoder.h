@@ -14,6 +14,7 @@
 #include "common/stage.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
+#include "engine/stage_device.h"
 #include "engine/tokenizer.h"
 #include "engine/transformer.h"
 
@@ -28,7 +29,7 @@ struct SpeechModelWeights {
   bool greedy = false;  // the checkpoint says that it is not to be sampled
   std::shared_ptr<const Tokenizer> tokenizer;
   int32_t start_token = 0;  // [Stts]
-  at::ScalarType type = at::kFloat;
+  StageDevice device;
   at::Tensor projector1_weight, projector1_bias, projector2_weight, projector2_bias;
   at::Tensor emb_text;  // (text_tokens, hidden)
   at::Tensor emb_code;  // (books * audio_tokens, hidden)
@@ -40,7 +41,7 @@ struct SpeechModelWeights {
 // kCorrupt naming the tensor or token, kCancelled, kNoSpace. progress may be empty.
 Result<std::shared_ptr<const SpeechModelWeights>> load_speech_model(
     const Checkpoint& checkpoint, const ModelConfig& config,
-    std::shared_ptr<const Tokenizer> tokenizer, at::ScalarType type, const Progress& progress,
+    std::shared_ptr<const Tokenizer> tokenizer, const StageDevice& device, const Progress& progress,
     const CancelFlag& cancel);
 
 // First text position that an audio step at `position` does not see: of `slots` text slots, ten
@@ -49,15 +50,15 @@ Result<std::shared_ptr<const SpeechModelWeights>> load_speech_model(
 // codes are visible.
 int64_t visible_text_end(int64_t position, int64_t text_tokens, int64_t slots, int64_t slice);
 
-// Throws c10::Error (its callers run inside run_stage).
+// Throws c10::Error (its callers run inside run_stage, on the session's stream).
 class SpeechDecoder {
  public:
   // max_codes: the most code rows that a segment will hold.
   SpeechDecoder(std::shared_ptr<const SpeechModelWeights> weights, int64_t max_codes);
 
   int64_t max_codes() const { return max_codes_; }
-  // speaker: float32 (1, llm_dim). What takes the place of [spk_emb]: projected, then of length 1.
-  // (1, hidden)
+  // speaker: float32 (1, llm_dim), on any device. What takes the place of [spk_emb]: projected,
+  // then of length 1. (1, hidden)
   void set_speaker(const at::Tensor& speaker);
   const at::Tensor& speaker() const { return speaker_; }
 
@@ -73,7 +74,7 @@ class SpeechDecoder {
   // True before the first step of a segment, unless codes were prefilled.
   bool at_start() const { return cache_.length() == audio_start(); }
   // One audio step: reads `previous` (the audio start if at_start()) and returns the logits of the
-  // next row, (books, audio_tokens) row-major; valid until the next call.
+  // next row, (books, audio_tokens) row-major, on the host; valid until the next call.
   std::span<float> step(const CodeRow& previous, int64_t text_tokens);
 
  private:

@@ -40,6 +40,7 @@ Result<at::Tensor> read_speaker(const Tensor& speaker, int64_t size) {
                std::to_string(speaker.dims().size()) + " dimensions");
   }
   ASSIGN_OR_RETURN(at::Tensor vector, unwrap_tensor(speaker));
+  vector = vector.to(at::kCPU);
   const float* data = vector.const_data_ptr<float>();
   if (!std::all_of(data, data + size, [](float x) { return std::isfinite(x); })) {
     return bad("has values that are not finite");
@@ -87,12 +88,14 @@ CodeRow choose_codes(std::span<float> logits, const CodeSampling& sampling, bool
 }
 
 SpeechSession::SpeechSession(std::shared_ptr<const SpeechModelWeights> weights)
-    : weights_(std::move(weights)), text_(weights_->tokenizer, text_options(*weights_)) {}
+    : weights_(std::move(weights)),
+      text_(weights_->tokenizer, text_options(*weights_)),
+      stream_(weights_->device, true) {}
 
 Result<void> SpeechSession::start(const Tensor& speaker, const SpeechModelOptions& options) {
   active_ = false;
   failed_.reset();
-  return run_stage("speech model", [&]() -> Result<void> {
+  return run_stage("speech model", stream_, [&]() -> Result<void> {
     if (options.max_codes < 1 || !std::isfinite(options.temperature)) {
       return Error{ErrorCode::kSettings,
                    "the speech model needs max-codes of at least 1 and a finite temperature"};
@@ -127,7 +130,7 @@ Result<void> SpeechSession::start(const Tensor& speaker, const SpeechModelOption
 
 void SpeechSession::push_text(std::string_view burst) {
   if (!active_ || failed_) return;
-  const auto pushed = run_stage("speech model", [&]() -> Result<void> {
+  const auto pushed = run_stage("speech model", stream_, [&]() -> Result<void> {
     text_.push(burst);
     return {};
   });
@@ -144,7 +147,7 @@ void SpeechSession::reset() {
 Result<std::optional<CodeChunk>> SpeechSession::step(const CancelFlag& cancel) {
   if (failed_) return *failed_;
   if (!active_) return std::optional<CodeChunk>();
-  auto result = run_stage("speech model", [&]() -> Result<std::optional<CodeChunk>> {
+  auto result = run_stage("speech model", stream_, [&]() -> Result<std::optional<CodeChunk>> {
     if (cancel.is_set()) return Error{ErrorCode::kCancelled, "speaking was stopped"};
     if (const auto call = text_.next()) return speak(*call, cancel);
     if (!text_.done()) return std::optional<CodeChunk>();

@@ -45,6 +45,7 @@ class SpeechSession final : public SpeechModel {
   // returns the row to go on with (for tests that force a reference's codes).
   using CodeHook = std::function<CodeRow(std::span<const float> logits, const CodeRow& row)>;
 
+  // Throws c10::Error.
   explicit SpeechSession(std::shared_ptr<const SpeechModelWeights> weights);
 
   Result<void> start(const Tensor& speaker, const SpeechModelOptions& options) override;
@@ -66,6 +67,7 @@ class SpeechSession final : public SpeechModel {
 
   std::shared_ptr<const SpeechModelWeights> weights_;
   SpeechText text_;
+  StageStream stream_;
   std::unique_ptr<SpeechDecoder> decoder_;
   SpeechModelOptions options_;
   CodeSampling sampling_;
