@@ -16,6 +16,10 @@ class Philox {
   Philox(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream) {}
   // Uniform in [0, 1), 24 bits.
   float uniform();
+  uint64_t seed() const { return seed_; }
+  uint64_t stream() const { return stream_; }
+  uint64_t counter() const { return counter_; }  // numbers drawn so far
+  void set_counter(uint64_t counter) { counter_ = counter; }
   static void block(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
  private:
