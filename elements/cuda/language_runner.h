@@ -1,9 +1,12 @@
-// The language model's step on a GPU: prefill of many rows, and bursts of tokens that are sampled
-// on the device.
+// The language model's step on a GPU: prefill of many rows, and tokens that are sampled on the
+// device.
 #pragma once
 
+#include <optional>
 #include <span>
+#include <vector>
 
+#include "common/stage.h"
 #include "cuda/runners.h"
 
 namespace minicpmo::cuda {
@@ -11,7 +14,9 @@ namespace minicpmo::cuda {
 struct LanguageRunnerSpec {
   RunnerOptions options;
   DecoderShape shape;
-  DecoderWeights weights;                    // with the session's cache
+  // With the session's cache, all of it initialised: a row that no token was written to must hold
+  // finite values.
+  DecoderWeights weights;
   const bfloat16_bits* embedding = nullptr;  // (vocab, hidden)
   int vocab = 0;
 };
@@ -19,31 +24,49 @@ struct LanguageRunnerSpec {
 // As SamplingSettings and Philox of the stage (llm/language_model.h, engine/sampling.h).
 struct TokenSampling {
   float temperature = 0;  // 0: the best token after the penalty
-  int top_k = 0;          // 0: off; at most LanguageRunner::kMaxTopK
+  int top_k = 0;          // 0: off
   double top_p = 1;       // >= 1: off
   float repetition_penalty = 1;
   uint64_t seed = 0, stream = 0, counter = 0;
+};
+
+// Tokens drawn one after the other.
+struct TokenBurst {
+  std::optional<int32_t>
+      carried;    // read first; without it the first draw is from the prefill's logits
+  int begin = 0;  // position of the next row
+  int count = 1;  // 1..LanguageRunner::kMaxBurst
+  std::span<const int32_t> penalised;  // besides the burst's own tokens; any number
+  std::span<const int32_t> stops;      // a burst ends with one of these
+  TokenSampling sampling;
 };
 
 class LanguageRunner {
  public:
   static constexpr int kMaxTopK = 1024;
   static constexpr int kMaxBurst = 3;
+  static constexpr int kMaxRows = 512;  // of one prefill
   virtual ~LanguageRunner() = default;
 
-  // Rows of input, (rows, hidden) bfloat16, at positions begin, begin + 1, ...: writes the cache.
-  // Leaves the states after the final norm of the last `keep` rows in states(), and the logits of
-  // the last row in logits() if keep > 0.
-  virtual Result<void> prefill(const bfloat16_bits* x, int rows, int begin, int keep) = 0;
-  virtual const float* states() const = 0;  // (keep, hidden) of the last prefill
-  virtual const float* logits() const = 0;  // (vocab) of the last row or token
+  static bool can_draw(const TokenSampling& s) {
+    return s.temperature <= 0 || (s.top_k > 0 && s.top_k <= kMaxTopK);
+  }
 
-  // Draws `count` (1..kMaxBurst) tokens one after the other and reads back their ids. Waits. If
-  // `carried` >= 0 that token is read first, at position `begin`; otherwise the first draw is from
-  // logits(). The penalty covers `penalised` (host) and the tokens of the burst. Fails with kFailed
-  // if the logit of a drawn token is not finite. The caller ignores what comes after a stop token.
-  virtual Result<void> burst(int carried, int begin, int count, std::span<const int32_t> penalised,
-                             const TokenSampling& sampling, std::span<int32_t> ids) = 0;
+  // Rows of input, (rows <= kMaxRows, hidden) bfloat16, at positions begin, begin + 1, ...: writes
+  // the cache. Leaves the states after the final norm of the last `keep` rows in states(), and the
+  // logits of the last row for the next draw if keep > 0.
+  virtual Result<void> prefill(const bfloat16_bits* x, int rows, int begin, int keep) = 0;
+  virtual const float* states() const = 0;  // (keep, hidden) of the last prefill with keep > 0
+
+  // Copies the logits of the next token to the host, (vocab). Waits. Reads `carried` first, at
+  // position `begin`; without it they are those of the last prefill with keep > 0.
+  virtual Result<void> next_logits(std::optional<int32_t> carried, int begin,
+                                   std::span<float> logits) = 0;
+
+  // Draws burst.count tokens, fewer if a stop token comes. Waits. Fails with kFailed if the logit
+  // of a drawn token is not finite, and with kCancelled after the token at which `cancel` was seen;
+  // either way it can be made again. Needs can_draw(burst.sampling).
+  virtual Result<std::vector<int32_t>> draw(const TokenBurst& burst, const CancelFlag& cancel) = 0;
 };
 
 }  // namespace minicpmo::cuda

@@ -50,7 +50,7 @@ class LanguageModelTest : public ::testing::Test {
             .new_empty({static_cast<int64_t>(fed.size()), weights_->embed_tokens.size(1)});
     for (size_t i = 0; i < fed.size(); ++i)
       x.select(0, static_cast<int64_t>(i)).copy_(weights_->embed_tokens.select(0, fed[i]));
-    KvCache cache(weights_->config.language, x.size(0), weights_->type);
+    KvCache cache(weights_->config.language, x.size(0), weights_->device);
     const at::Tensor h = weights_->transformer.forward(x, 0, cache);
     const at::Tensor out = weights_->lm_head.matmul(h.select(0, h.size(0) - 1));
     const float* data = out.const_data_ptr<float>();
