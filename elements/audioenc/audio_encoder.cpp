@@ -20,19 +20,19 @@ namespace minicpmo {
 struct AudioEncoderModel::Loader {
   const Checkpoint& checkpoint;
   int64_t hidden;
-  at::ScalarType type;
+  const StageDevice& device;
 
   Result<Norm> norm(const std::string& name) const {
     Norm norm;
-    ASSIGN_OR_RETURN(norm.weight, checkpoint.load(name + ".weight", {hidden}, type));
-    ASSIGN_OR_RETURN(norm.bias, checkpoint.load(name + ".bias", {hidden}, type));
+    ASSIGN_OR_RETURN(norm.weight, checkpoint.load(name + ".weight", {hidden}, device));
+    ASSIGN_OR_RETURN(norm.bias, checkpoint.load(name + ".bias", {hidden}, device));
     return norm;
   }
 
   Result<Linear> linear(const std::string& name, int64_t out, int64_t in) const {
     Linear linear;
-    ASSIGN_OR_RETURN(linear.weight, checkpoint.load(name + ".weight", {out, in}, type));
-    ASSIGN_OR_RETURN(linear.bias, checkpoint.load(name + ".bias", {linear.weight.size(0)}, type));
+    ASSIGN_OR_RETURN(linear.weight, checkpoint.load(name + ".weight", {out, in}, device));
+    ASSIGN_OR_RETURN(linear.bias, checkpoint.load(name + ".bias", {linear.weight.size(0)}, device));
     return linear;
   }
 
@@ -41,7 +41,7 @@ struct AudioEncoderModel::Loader {
     ASSIGN_OR_RETURN(const Linear q, linear(name + "q_proj", hidden, hidden));
     ASSIGN_OR_RETURN(const Linear v, linear(name + "v_proj", hidden, hidden));
     ASSIGN_OR_RETURN(const at::Tensor k,
-                     checkpoint.load(name + "k_proj.weight", {hidden, hidden}, type));
+                     checkpoint.load(name + "k_proj.weight", {hidden, hidden}, device));
     return Linear{at::cat({q.weight, k, v.weight}),
                   at::cat({q.bias, at::zeros({hidden}, q.bias.options()), v.bias})};
   }
@@ -93,9 +93,9 @@ at::Tensor AudioEncoderModel::Linear::operator()(const at::Tensor& x) const {
   return at::linear(x, weight, bias);
 }
 
-AudioEncoderModel::AudioEncoderModel(const AudioConfig& config, at::ScalarType type)
+AudioEncoderModel::AudioEncoderModel(const AudioConfig& config, const StageDevice& device)
     : config_(config),
-      type_(type),
+      device_(device),
       max_samples_(std::min(LogMel::kMaxSamples, 2 * LogMel::kHop * config.max_positions)),
       log_mel_(config.mel_bins) {}
 
@@ -103,10 +103,10 @@ Result<void> AudioEncoderModel::load_front(const Loader& loader, int64_t languag
   const Checkpoint& checkpoint = loader.checkpoint;
   const int64_t hidden = config_.hidden_size;
   ASSIGN_OR_RETURN(conv1_,
-                   Conv1d::load(checkpoint, "apm.conv1", hidden, config_.mel_bins, true, type_));
-  ASSIGN_OR_RETURN(conv2_, Conv1d::load(checkpoint, "apm.conv2", hidden, hidden, true, type_, 2));
+                   Conv1d::load(checkpoint, "apm.conv1", hidden, config_.mel_bins, true, device_));
+  ASSIGN_OR_RETURN(conv2_, Conv1d::load(checkpoint, "apm.conv2", hidden, hidden, true, device_, 2));
   ASSIGN_OR_RETURN(embed_positions_, checkpoint.load("apm.embed_positions.weight",
-                                                     {config_.max_positions, hidden}, type_));
+                                                     {config_.max_positions, hidden}, device_));
   ASSIGN_OR_RETURN(norm_, loader.norm("apm.layer_norm"));
   ASSIGN_OR_RETURN(projector1_, loader.linear("audio_projection_layer.linear1", -1, hidden));
   ASSIGN_OR_RETURN(projector2_, loader.linear("audio_projection_layer.linear2", language_size,
@@ -115,11 +115,11 @@ Result<void> AudioEncoderModel::load_front(const Loader& loader, int64_t languag
 }
 
 Result<std::shared_ptr<const AudioEncoderModel>> AudioEncoderModel::load(
-    const Checkpoint& checkpoint, const ModelConfig& config, at::ScalarType type,
+    const Checkpoint& checkpoint, const ModelConfig& config, const StageDevice& device,
     const Progress& progress, const CancelFlag& cancel) {
   RETURN_IF_ERROR(check(checkpoint, config.audio));
-  std::shared_ptr<AudioEncoderModel> model(new AudioEncoderModel(config.audio, type));
-  const Loader loader{checkpoint, config.audio.hidden_size, type};
+  std::shared_ptr<AudioEncoderModel> model(new AudioEncoderModel(config.audio, device));
+  const Loader loader{checkpoint, config.audio.hidden_size, device};
   RETURN_IF_ERROR(model->load_front(loader, config.language.hidden_size));
   for (int64_t i = 0; i < config.audio.layers; ++i) {
     if (cancel.is_set()) {
@@ -138,8 +138,9 @@ void AudioEncoderModel::prepare(AudioCache& cache, int64_t positions) const {
   if (!cache.keys.empty()) return;
   std::vector<at::Tensor> tensors;
   for (size_t i = 0; i < 2 * layers_.size(); ++i) {
-    tensors.push_back(at::empty(
-        {config_.heads, config_.max_positions, config_.hidden_size / config_.heads}, type_));
+    tensors.push_back(
+        at::empty({config_.heads, config_.max_positions, config_.hidden_size / config_.heads},
+                  device_.options()));
   }
   const auto middle = tensors.begin() + static_cast<std::ptrdiff_t>(layers_.size());
   cache.values.assign(middle, tensors.end());
@@ -161,7 +162,7 @@ at::Tensor AudioEncoderModel::attention(const Layer& layer, const at::Tensor& x,
 
 at::Tensor AudioEncoderModel::encode(const at::Tensor& mel, AudioCache& cache,
                                      const CancelFlag& cancel) const {
-  at::Tensor x = conv1_(mel.to(type_));
+  at::Tensor x = conv1_(mel.to(device_.device, device_.type));
   at::gelu_(x);
   x = conv2_(x);
   at::gelu_(x);
@@ -193,10 +194,10 @@ namespace {
 class AudioEncoderSession final : public AudioEncoder {
  public:
   explicit AudioEncoderSession(std::shared_ptr<const AudioEncoderModel> model)
-      : model_(std::move(model)) {}
+      : model_(std::move(model)), stream_(model_->device(), /*high_priority=*/false) {}
 
   Result<TensorPtr> step(std::span<const float> pcm, const CancelFlag& cancel) override {
-    return run_stage("the audio encoder", [&]() { return encode(pcm, cancel); });
+    return run_stage("the audio encoder", stream_, [&]() { return encode(pcm, cancel); });
   }
 
   void reset() override { cache_.length = 0; }
@@ -220,6 +221,7 @@ class AudioEncoderSession final : public AudioEncoder {
   }
 
   std::shared_ptr<const AudioEncoderModel> model_;
+  StageStream stream_;
   AudioCache cache_;
 };
 
@@ -227,11 +229,11 @@ class AudioEncoderSession final : public AudioEncoder {
 
 Result<std::shared_ptr<const AudioEncoderModel>> load_audio_encoder(const Checkpoint& checkpoint,
                                                                     const ModelConfig& config,
-                                                                    at::ScalarType type,
+                                                                    const StageDevice& device,
                                                                     const Progress& progress,
                                                                     const CancelFlag& cancel) {
   return run_stage("loading the audio encoder", [&]() {
-    return AudioEncoderModel::load(checkpoint, config, type, progress, cancel);
+    return AudioEncoderModel::load(checkpoint, config, device, progress, cancel);
   });
 }
 

@@ -16,6 +16,7 @@
 #include "engine/checkpoint.h"
 #include "engine/config.h"
 #include "engine/conv1d.h"
+#include "engine/stage_device.h"
 
 namespace minicpmo {
 
@@ -35,7 +36,7 @@ class AudioEncoderModel {
  public:
   static Result<std::shared_ptr<const AudioEncoderModel>> load(const Checkpoint& checkpoint,
                                                                const ModelConfig& config,
-                                                               at::ScalarType type,
+                                                               const StageDevice& device,
                                                                const Progress& progress,
                                                                const CancelFlag& cancel);
 
@@ -44,8 +45,8 @@ class AudioEncoderModel {
   int64_t rows(int64_t samples) const { return positions(samples) / config_.pool_step; }
   int64_t max_samples() const { return max_samples_; }  // longest chunk: 30 s, or all positions
 
-  // The steps, for tests and the session. All throw c10::Error; all results have the type of the
-  // weights.
+  // The steps, for tests and the session. All throw c10::Error. All results but the mel, which is
+  // made on the CPU, are where the weights are and of their type.
   at::Tensor mel(std::span<const float> pcm) const {
     return log_mel_(pcm);
   }  // float32 (frames, mel_bins)
@@ -57,7 +58,7 @@ class AudioEncoderModel {
   at::Tensor project(const at::Tensor& states) const;
 
   const AudioConfig& config() const { return config_; }
-  at::ScalarType type() const { return type_; }
+  const StageDevice& device() const { return device_; }
 
  private:
   struct Norm {
@@ -74,14 +75,14 @@ class AudioEncoderModel {
   };
   struct Loader;
 
-  explicit AudioEncoderModel(const AudioConfig& config, at::ScalarType type);
+  explicit AudioEncoderModel(const AudioConfig& config, const StageDevice& device);
   Result<void> load_front(const Loader& loader, int64_t language_size);
   at::Tensor attention(const Layer& layer, const at::Tensor& x, at::Tensor keys, at::Tensor values,
                        int64_t begin) const;
   void prepare(AudioCache& cache, int64_t positions) const;
 
   AudioConfig config_;
-  at::ScalarType type_;
+  StageDevice device_;
   int64_t max_samples_;
   LogMel log_mel_;
   Conv1d conv1_, conv2_;
@@ -94,7 +95,7 @@ class AudioEncoderModel {
 // Errors: kCorrupt naming the tensor, kCancelled, kNoSpace. progress may be empty.
 Result<std::shared_ptr<const AudioEncoderModel>> load_audio_encoder(const Checkpoint& checkpoint,
                                                                     const ModelConfig& config,
-                                                                    at::ScalarType type,
+                                                                    const StageDevice& device,
                                                                     const Progress& progress,
                                                                     const CancelFlag& cancel);
 
