@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <random>
 
+#include "cuda/token_sampling.h"
 #include "random_model.cuh"
 
 namespace minicpmo::cuda::test {
@@ -133,6 +135,43 @@ void bench_parts(Timer& timer, RandomModel& model, DecodeStep& fused, const Deco
        [&](int) { CHECK(fused.run_head(timer.stream)); });
 }
 
+void bench_tokens(Timer& timer) {
+  constexpr int kVocabulary = 151700, kPenalised = 400, kDraws = 20;
+  RandomModel memory(make_shape(256, 1, 4, 4, 64, 256), 8, 8, false, 1e4, 1);
+  TokenSampler sampler;
+  CHECK(sampler.init(kVocabulary, 4096, true));
+  auto* const logits = static_cast<float*>(memory.allocate(kVocabulary * sizeof(float)));
+  auto* const state = static_cast<TokenState*>(memory.allocate(sizeof(TokenState)));
+  std::mt19937 generator(1);
+  std::normal_distribution<float> normal(0, 2.5F);
+  std::vector<float> values(kVocabulary);
+  for (float& v : values) v = normal(generator);
+  to_device(logits, values);
+  std::vector<int32_t> ids(kPenalised);
+  for (int32_t& id : ids) id = static_cast<int32_t>(generator() % kVocabulary);
+  to_device(sampler.penalised(), ids);
+  Graph graph(timer.stream, [&] {
+    for (int i = 0; i < kDraws; ++i) CHECK(sampler.draw(logits, state, timer.stream));
+  });
+  TokenState s;
+  s.penalised = kPenalised;
+  s.penalty = 1.05F;
+  const auto measure = [&](const char* what) {
+    const auto reset = [&] { CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice)); };
+    std::printf("token from %d logits, %-28s %7.1f us\n", kVocabulary, what,
+                timer.median(15, 1, reset, [&] { graph.launch(); }) / kDraws);
+  };
+  measure("the best one:");
+  s.temperature = 0.7F;
+  s.top_p = 0.8;
+  s.top_k = 100;
+  measure("top-k 100, top-p 0.8:");
+  s.top_k = 1024;
+  measure("top-k 1024, top-p 0.8:");
+  s.top_k = 0;
+  measure("top-p 0.8 of all:");
+}
+
 void bench_llm(Timer& timer) {
   constexpr int kVocabulary = 151700;
   RandomModel model(llm_shape(28), kVocabulary, 8192, true, 1e6, 1);
@@ -218,6 +257,7 @@ int main(int argc, char** argv) {
   std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
   Timer timer;
   measure_bandwidth(timer);
+  bench_tokens(timer);
   if (only != "llm") bench_tts(timer);
   if (only != "tts") bench_llm(timer);
   return 0;

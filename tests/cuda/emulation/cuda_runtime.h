@@ -130,6 +130,9 @@ T __ldg(const T* p) {
 inline uint32_t atomicAdd(uint32_t* p, uint32_t v) {
   return std::exchange(*p, *p + v);
 }
+inline uint32_t atomicOr(uint32_t* p, uint32_t v) {
+  return std::exchange(*p, *p | v);
+}
 inline float rsqrtf(float x) {
   return 1.0F / std::sqrt(x);
 }
