@@ -9,10 +9,10 @@
 namespace minicpmo {
 
 Result<LayerNorm> LayerNorm::load(const Checkpoint& checkpoint, const std::string& name,
-                                  int64_t size, at::ScalarType type) {
+                                  int64_t size, const StageDevice& device) {
   LayerNorm norm;
-  ASSIGN_OR_RETURN(norm.weight, checkpoint.load(name + ".weight", {size}, type));
-  ASSIGN_OR_RETURN(norm.bias, checkpoint.load(name + ".bias", {size}, type));
+  ASSIGN_OR_RETURN(norm.weight, checkpoint.load(name + ".weight", {size}, device));
+  ASSIGN_OR_RETURN(norm.bias, checkpoint.load(name + ".bias", {size}, device));
   return norm;
 }
 
@@ -22,7 +22,8 @@ at::Tensor LayerNorm::operator()(const at::Tensor& x) const {
 
 Result<ConvNextBlock> ConvNextBlock::load(const Checkpoint& checkpoint, const std::string& prefix,
                                           const std::string& scale, int64_t width, int64_t dilation,
-                                          at::ScalarType type) {
+                                          const StageDevice& device) {
+  const StageDevice float32 = device.with(at::kFloat);
   ConvNextBlock block;
   block.dilation_ = dilation;
   const std::string taps = prefix + "dwconv.weight";
@@ -33,20 +34,21 @@ Result<ConvNextBlock> ConvNextBlock::load(const Checkpoint& checkpoint, const st
                      " has an even kernel size; the file is damaged or of " + "another model",
                  ""};
   }
-  block.taps_ = weight.squeeze(1).t().contiguous();
-  ASSIGN_OR_RETURN(block.taps_bias_, checkpoint.load(prefix + "dwconv.bias", {width}, at::kFloat));
-  ASSIGN_OR_RETURN(block.norm_, LayerNorm::load(checkpoint, prefix + "norm", width, at::kFloat));
-  ASSIGN_OR_RETURN(block.up_, checkpoint.load(prefix + "pwconv1.weight", {-1, width}, type));
+  block.taps_ = weight.squeeze(1).t().contiguous().to(device.device);
+  ASSIGN_OR_RETURN(block.taps_bias_, checkpoint.load(prefix + "dwconv.bias", {width}, float32));
+  ASSIGN_OR_RETURN(block.norm_, LayerNorm::load(checkpoint, prefix + "norm", width, float32));
+  ASSIGN_OR_RETURN(block.up_, checkpoint.load(prefix + "pwconv1.weight", {-1, width}, device));
   const int64_t inner = block.up_.size(0);
-  ASSIGN_OR_RETURN(block.up_bias_, checkpoint.load(prefix + "pwconv1.bias", {inner}, type));
-  // Scaling the rows of the second product once saves a pass over the signal at every window.
+  ASSIGN_OR_RETURN(block.up_bias_, checkpoint.load(prefix + "pwconv1.bias", {inner}, device));
+  // Scaling the rows of the second product once, on the CPU, saves a pass over the signal at every
+  // window.
   ASSIGN_OR_RETURN(const at::Tensor down,
                    checkpoint.load(prefix + "pwconv2.weight", {width, inner}, at::kFloat));
   ASSIGN_OR_RETURN(const at::Tensor bias,
                    checkpoint.load(prefix + "pwconv2.bias", {width}, at::kFloat));
   ASSIGN_OR_RETURN(const at::Tensor gain, checkpoint.load(prefix + scale, {width}, at::kFloat));
-  block.down_ = down.mul(gain.unsqueeze(1)).to(type);
-  block.down_bias_ = bias.mul(gain).to(type);
+  block.down_ = down.mul(gain.unsqueeze(1)).to(device.device, device.type);
+  block.down_bias_ = bias.mul(gain).to(device.device, device.type);
   return block;
 }
 

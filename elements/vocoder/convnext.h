@@ -16,7 +16,7 @@ struct LayerNorm {
   at::Tensor weight, bias;
   // NAME.weight, NAME.bias of `size` values.
   static Result<LayerNorm> load(const Checkpoint& checkpoint, const std::string& name, int64_t size,
-                                at::ScalarType type);
+                                const StageDevice& device);
   at::Tensor operator()(const at::Tensor& x) const;  // over the last dimension, eps 1e-6
 };
 
@@ -27,7 +27,7 @@ class ConvNextBlock {
   // Reads PREFIX{dwconv,norm,pwconv1,pwconv2}.* and PREFIX + scale ("coef" or "gamma").
   static Result<ConvNextBlock> load(const Checkpoint& checkpoint, const std::string& prefix,
                                     const std::string& scale, int64_t width, int64_t dilation,
-                                    at::ScalarType type);
+                                    const StageDevice& device);
   // Adds the block's branch to x in place. Throws c10::Error.
   void apply(at::Tensor& x) const;
 

@@ -22,11 +22,11 @@ Error corrupt(const Checkpoint& checkpoint, const std::string& what) {
 }  // namespace
 
 Result<Dvae> Dvae::load(const Checkpoint& checkpoint, const std::string& prefix, int64_t books,
-                        int64_t codes, at::ScalarType type) {
+                        int64_t codes, const StageDevice& device) {
   Dvae dvae;
   dvae.books_ = books;
   dvae.codes_ = codes;
-  dvae.type_ = type;
+  dvae.device_ = device;
   RETURN_IF_ERROR(dvae.load_quantizers(checkpoint, prefix + "vq_layer.quantizer.rvqs."));
   RETURN_IF_ERROR(dvae.load_decoder(checkpoint, prefix));
   return dvae;
@@ -45,10 +45,10 @@ Result<void> Dvae::load_quantizers(const Checkpoint& checkpoint, const std::stri
     const std::string name = prefix + std::to_string(g) + ".project_out";
     Quantizer q;
     ASSIGN_OR_RETURN(q.weight,
-                     checkpoint.load(name + ".weight", {width, g == 0 ? -1 : dims_}, type_));
+                     checkpoint.load(name + ".weight", {width, g == 0 ? -1 : dims_}, device_));
     width = q.weight.size(0);
     dims_ = q.weight.size(1);
-    ASSIGN_OR_RETURN(q.bias, checkpoint.load(name + ".bias", {width}, type_));
+    ASSIGN_OR_RETURN(q.bias, checkpoint.load(name + ".bias", {width}, device_));
     int64_t codes = 1;
     for (int64_t d = 0; d < dims_ && codes <= codes_; ++d) codes *= kLevels;
     if (width == 0 || codes != codes_) {
@@ -64,24 +64,24 @@ Result<void> Dvae::load_decoder(const Checkpoint& checkpoint, const std::string&
   const std::string decoder = prefix + "decoder.", block = decoder + "decoder_block.";
   const int64_t latent = quantizers_[0].weight.size(0);
   ASSIGN_OR_RETURN(conv_in_,
-                   Conv1d::load(checkpoint, decoder + "conv_in.0", -1, latent, true, type_));
-  ASSIGN_OR_RETURN(
-      conv_in2_, Conv1d::load(checkpoint, decoder + "conv_in.2", -1, conv_in_.out(), true, type_));
+                   Conv1d::load(checkpoint, decoder + "conv_in.0", -1, latent, true, device_));
+  ASSIGN_OR_RETURN(conv_in2_, Conv1d::load(checkpoint, decoder + "conv_in.2", -1, conv_in_.out(),
+                                           true, device_));
   const int64_t width = conv_in2_.out();
   ASSIGN_OR_RETURN(const int64_t blocks, count_blocks(checkpoint, block));
   for (int64_t i = 0; i < blocks; ++i) {
     ASSIGN_OR_RETURN(auto loaded, ConvNextBlock::load(checkpoint, block + std::to_string(i) + ".",
-                                                      "coef", width, kDilation, type_));
+                                                      "coef", width, kDilation, device_));
     blocks_.push_back(std::move(loaded));
   }
   ASSIGN_OR_RETURN(conv_out_,
-                   Conv1d::load(checkpoint, decoder + "conv_out", -1, width, false, type_));
+                   Conv1d::load(checkpoint, decoder + "conv_out", -1, width, false, device_));
   ASSIGN_OR_RETURN(out_conv_, Conv1d::load(checkpoint, prefix + "out_conv", -1, conv_out_.out(),
                                            false, at::kFloat));
   ASSIGN_OR_RETURN(const at::Tensor coef,
                    checkpoint.load(prefix + "coef", {1, out_conv_.out(), 1}, at::kFloat));
   // The output scale is part of the last convolution's rows.
-  out_conv_.weight = out_conv_.weight.mul(coef.view({-1, 1})).to(type_);
+  out_conv_.weight = out_conv_.weight.mul(coef.view({-1, 1})).to(device_.device, device_.type);
   return {};
 }
 
@@ -101,7 +101,8 @@ at::Tensor Dvae::dequantize(std::span<const int32_t> codes) const {
         }
       }
     }
-    projected.push_back(at::linear(latent.to(type_), quantizers_[g].weight, quantizers_[g].bias));
+    projected.push_back(at::linear(latent.to(device_.device, device_.type), quantizers_[g].weight,
+                                   quantizers_[g].bias));
   }
   return at::stack(projected, 1).view({rows * groups(), -1});  // the groups take turns in time
 }

@@ -22,7 +22,7 @@ class Dvae {
   // row; codes: values of one code (625, without the end-of-speech code). Errors: kCorrupt naming
   // the tensor.
   static Result<Dvae> load(const Checkpoint& checkpoint, const std::string& prefix, int64_t books,
-                           int64_t codes, at::ScalarType type);
+                           int64_t codes, const StageDevice& device);
 
   // codes: row-major (rows, books), rows >= 1, each in [0, codes()). Returns the natural-log mel
   // spectrogram (groups() * rows, mel_bins()), time-major, in the type of the weights. Throws
@@ -48,7 +48,7 @@ class Dvae {
   Result<void> load_decoder(const Checkpoint& checkpoint, const std::string& prefix);
 
   int64_t books_ = 0, codes_ = 0, dims_ = 0;
-  at::ScalarType type_ = at::kFloat;
+  StageDevice device_;
   std::vector<Quantizer> quantizers_;
   Conv1d conv_in_, conv_in2_, conv_out_, out_conv_;
   std::vector<ConvNextBlock> blocks_;

@@ -63,11 +63,12 @@ TensorPtr to_tensor(std::span<const float> pcm) {
 class VocoderSession final : public Vocoder {
  public:
   VocoderSession(std::shared_ptr<const VocoderModel> model, const VocoderOptions& options)
-      : model_(std::move(model)), options_(options) {}
+      : model_(std::move(model)), options_(options), stream_(model_->device(), true) {}
 
   Result<TensorPtr> step(const Tensor& codes, bool segment_start,
                          const CancelFlag& cancel) override {
-    return run_stage("the vocoder", [&]() { return decode(codes, segment_start, cancel); });
+    return run_stage("the vocoder", stream_,
+                     [&]() { return decode(codes, segment_start, cancel); });
   }
 
   Result<TensorPtr> flush() override {
@@ -129,6 +130,7 @@ class VocoderSession final : public Vocoder {
 
   std::shared_ptr<const VocoderModel> model_;
   VocoderOptions options_;
+  StageStream stream_;            // high priority: sound that comes late is heard
   std::vector<int32_t> context_;  // the last code rows, kContextRows at most
   std::vector<float> held_;       // their samples, not yet returned
   bool segment_start_ = false;    // of a step without rows
@@ -145,18 +147,18 @@ VocoderModel::Window VocoderModel::decode(std::span<const int32_t> codes) const 
 
 Result<std::shared_ptr<const VocoderModel>> load_vocoder(
     const Checkpoint& checkpoint, const Checkpoint& vocos, const ModelConfig& config,
-    at::ScalarType type, const Progress& progress, const CancelFlag& cancel) {
+    const StageDevice& device, const Progress& progress, const CancelFlag& cancel) {
   using Model = std::shared_ptr<const VocoderModel>;
   return run_stage("loading the vocoder", [&]() -> Result<Model> {
     if (progress) progress(0, "vocoder");
     ASSIGN_OR_RETURN(auto dvae, Dvae::load(checkpoint, "tts.dvae.", config.speech.books,
-                                           config.speech.audio_tokens - 1, type));
+                                           config.speech.audio_tokens - 1, device));
     if (cancel.is_set())
       return Error{ErrorCode::kCancelled, "loading the vocoder was cancelled", ""};
     if (progress) progress(50, "vocoder");
-    ASSIGN_OR_RETURN(auto loaded, Vocos::load(vocos, dvae.mel_bins()));
+    ASSIGN_OR_RETURN(auto loaded, Vocos::load(vocos, dvae.mel_bins(), device.device));
     if (progress) progress(100, "vocoder");
-    return Model(std::make_shared<VocoderModel>(std::move(dvae), std::move(loaded)));
+    return Model(std::make_shared<VocoderModel>(device, std::move(dvae), std::move(loaded)));
   });
 }
 

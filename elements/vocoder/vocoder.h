@@ -22,30 +22,34 @@ class VocoderModel {
   static constexpr int64_t kContextRows = 4;  // code rows that a window repeats of the one before
   static constexpr int64_t kMaxRows = 25;     // new code rows of a step
 
-  VocoderModel(Dvae dvae, Vocos vocos) : dvae_(std::move(dvae)), vocos_(std::move(vocos)) {}
+  VocoderModel(const StageDevice& device, Dvae dvae, Vocos vocos)
+      : device_(device), dvae_(std::move(dvae)), vocos_(std::move(vocos)) {}
 
   struct Window {
     at::Tensor mel;  // (mel frames, mel bins), in the type of the DVAE's weights
     at::Tensor wav;  // float32 (rows * samples_per_row()), on the CPU, contiguous
   };
-  // Decodes one window by itself. codes: row-major (rows, books), valid. Throws c10::Error.
+  // Decodes one window by itself, on the thread's current stream. codes: row-major (rows, books),
+  // valid. Throws c10::Error.
   Window decode(std::span<const int32_t> codes) const;
 
   int64_t samples_per_row() const { return dvae_.groups() * vocos_.hop(); }  // 512
+  const StageDevice& device() const { return device_; }
   const Dvae& dvae() const { return dvae_; }
   const Vocos& vocos() const { return vocos_; }
 
  private:
+  StageDevice device_;
   Dvae dvae_;
   Vocos vocos_;
 };
 
-// checkpoint holds "tts.dvae.", vocos is assets/Vocos.safetensors. `type` is that of the DVAE;
-// Vocos is float32. Errors: kCorrupt naming the tensor, kCancelled, kNoSpace. progress may be
+// checkpoint holds "tts.dvae.", vocos is assets/Vocos.safetensors. device.type is that of the
+// DVAE; Vocos is float32. Errors: kCorrupt naming the tensor, kCancelled, kNoSpace. progress may be
 // empty.
 Result<std::shared_ptr<const VocoderModel>> load_vocoder(
     const Checkpoint& checkpoint, const Checkpoint& vocos, const ModelConfig& config,
-    at::ScalarType type, const Progress& progress, const CancelFlag& cancel);
+    const StageDevice& device, const Progress& progress, const CancelFlag& cancel);
 
 // A session. A window is the last 4 code rows and the new ones, decoded by itself as upstream does
 // (modeling_minicpmo.py, _generate_mel_spec_from_tokens; the windows are far shorter than the
@@ -57,6 +61,7 @@ Result<std::shared_ptr<const VocoderModel>> load_vocoder(
 // segment_start, compatibility none: a window like any other. Upstream: the held tail is returned
 // as it is, then the whole window without a cross-fade, so that the 4 repeated rows are heard
 // twice. A step of 0 rows returns 0 samples; its segment_start counts for the next rows.
+// Throws c10::Error.
 std::unique_ptr<Vocoder> new_vocoder(std::shared_ptr<const VocoderModel> model,
                                      const VocoderOptions& options);
 

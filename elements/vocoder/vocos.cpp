@@ -18,34 +18,36 @@ Error corrupt(const Checkpoint& checkpoint, const std::string& what) {
 
 }  // namespace
 
-Result<Vocos> Vocos::load(const Checkpoint& checkpoint, int64_t mel_bins) {
+Result<Vocos> Vocos::load(const Checkpoint& checkpoint, int64_t mel_bins, at::Device device) {
+  const StageDevice float32(device, at::kFloat);
   Vocos vocos;
   ASSIGN_OR_RETURN(vocos.embed_,
-                   Conv1d::load(checkpoint, "backbone.embed", -1, mel_bins, true, at::kFloat));
+                   Conv1d::load(checkpoint, "backbone.embed", -1, mel_bins, true, float32));
   const int64_t width = vocos.embed_.out();
-  ASSIGN_OR_RETURN(vocos.norm_, LayerNorm::load(checkpoint, "backbone.norm", width, at::kFloat));
+  ASSIGN_OR_RETURN(vocos.norm_, LayerNorm::load(checkpoint, "backbone.norm", width, float32));
   const std::string block = "backbone.convnext.";
   ASSIGN_OR_RETURN(const int64_t blocks, count_blocks(checkpoint, block));
   for (int64_t i = 0; i < blocks; ++i) {
     ASSIGN_OR_RETURN(auto loaded, ConvNextBlock::load(checkpoint, block + std::to_string(i) + ".",
-                                                      "gamma", width, 1, at::kFloat));
+                                                      "gamma", width, 1, float32));
     vocos.blocks_.push_back(std::move(loaded));
   }
   ASSIGN_OR_RETURN(vocos.final_norm_,
-                   LayerNorm::load(checkpoint, "backbone.final_layer_norm", width, at::kFloat));
-  RETURN_IF_ERROR(vocos.load_head(checkpoint, width));
+                   LayerNorm::load(checkpoint, "backbone.final_layer_norm", width, float32));
+  RETURN_IF_ERROR(vocos.load_head(checkpoint, width, float32));
   return vocos;
 }
 
-Result<void> Vocos::load_head(const Checkpoint& checkpoint, int64_t width) {
-  ASSIGN_OR_RETURN(out_, checkpoint.load("head.out.weight", {-1, width}, at::kFloat));
+Result<void> Vocos::load_head(const Checkpoint& checkpoint, int64_t width,
+                              const StageDevice& device) {
+  ASSIGN_OR_RETURN(out_, checkpoint.load("head.out.weight", {-1, width}, device));
   n_fft_ = out_.size(0) - 2;
   if (n_fft_ < 2 * kOverlap || n_fft_ % (2 * kOverlap) != 0) {
     return corrupt(checkpoint, "head.out.weight has " + std::to_string(out_.size(0)) +
                                    " rows, which is not a window length (a multiple of 8) and two");
   }
-  ASSIGN_OR_RETURN(out_bias_, checkpoint.load("head.out.bias", {n_fft_ + 2}, at::kFloat));
-  ASSIGN_OR_RETURN(window_, checkpoint.load("head.istft.window", {n_fft_}, at::kFloat));
+  ASSIGN_OR_RETURN(out_bias_, checkpoint.load("head.out.bias", {n_fft_ + 2}, device));
+  ASSIGN_OR_RETURN(window_, checkpoint.load("head.istft.window", {n_fft_}, device));
   squared_ = window_.square();
   return {};
 }

@@ -19,7 +19,8 @@ class Vocos {
   // Sizes come from the shapes of the tensors, the number of blocks from their names; the hop,
   // which has no tensor, is a quarter of the window as in every Vocos with "same" padding.
   // mel_bins: of the spectrograms to come. Errors: kCorrupt naming the tensor.
-  static Result<Vocos> load(const Checkpoint& checkpoint, int64_t mel_bins);
+  static Result<Vocos> load(const Checkpoint& checkpoint, int64_t mel_bins,
+                            at::Device device = at::kCPU);
 
   // mel: natural-log (frames, mel_bins), time-major, any float type, frames >= 1. Returns float32
   // (frames * hop()). Throws c10::Error.
@@ -39,7 +40,7 @@ class Vocos {
   static constexpr int64_t kOverlap = 4;  // frames that overlap at any sample
 
   at::Tensor overlap_add(const at::Tensor& frames) const;
-  Result<void> load_head(const Checkpoint& checkpoint, int64_t width);
+  Result<void> load_head(const Checkpoint& checkpoint, int64_t width, const StageDevice& device);
 
   int64_t n_fft_ = 0;
   Conv1d embed_;
