@@ -25,6 +25,7 @@ try:
     import numpy as np
     import layout
     import presets
+    import reply
     import weights
 except ImportError as e:
     print(f"1..0 # SKIP needs the Python packages of tools/requirements-test.txt: {e}")
@@ -162,6 +163,21 @@ class Make(Folder):
         for name in SHARDS:
             self.assertNotEqual((other / name).read_bytes(), (self.good / name).read_bytes(), name)
 
+    def test_one_process_or_many_give_the_same_bytes(self):
+        options = ("--preset", "2.6-small", "--reply", "I think so.")
+        one, many = (made(self.folder / f"by{n}", *options, "--processes", n) for n in (1, 5))
+        for name in [*SHARDS, "assets/Vocos.safetensors"]:
+            self.assertEqual((one / name).read_bytes(), (many / name).read_bytes(), name)
+
+    def test_a_tensor_of_several_pieces(self):
+        rules = weights.Rules(presets.FULL, "chance", (5, 7, 9))
+        width = 1000  # rows that do not begin where pieces do
+        pieces = [weights.generate(1, weights.HEAD, (10000, width), "F32", rules, n) for n in range(3)]
+        self.assertEqual([len(p) for p in pieces], [weights.PIECE, weights.PIECE, 10000 * width - 2 * weights.PIECE])
+        values = weights.table(rules.deviation(weights.HEAD, (1, width)), "F32")
+        again = weights.draw_across(1, weights.HEAD, weights.PIECE - 3, 7, values)
+        self.assertEqual(np.concatenate(pieces)[weights.PIECE - 3:weights.PIECE + 4].tolist(), again.tolist())
+
     def test_values_do_not_change_from_version_to_version(self):
         header, data = header_of(self.folder / self.shard_of(UP))
         begin, end = header[UP]["data_offsets"]
@@ -183,25 +199,23 @@ class Make(Folder):
 
 class Activations(unittest.TestCase):
     def test_residual_stays_sane_through_28_layers(self):
-        import concurrent.futures
         config = presets.config("2.6-small", {}, dict(llm=28))
         rules, shapes = weights.Rules(config, "chance"), layout.checkpoint_tensors(config)
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            def load(name: str) -> np.ndarray:
-                pieces = weights.generate(3, name, shapes[name], "F32", rules, pool)
-                return np.concatenate([p.ravel() for p in pieces]).reshape(shapes[name])
 
-            def normed(x: np.ndarray) -> np.ndarray:
-                return x / np.sqrt((x * x).mean(-1, keepdims=True))
-            x = np.random.default_rng(1).standard_normal((8, 64))
-            for n in range(28):
-                p = f"llm.model.layers.{n}."
-                # One position: attention hands on its own value, one head for each group of queries.
-                v = (normed(x) @ load(p + "self_attn.v_proj.weight").T + load(p + "self_attn.v_proj.bias")).reshape(8, 2, 1, 16)
-                x = x + np.repeat(v, 2, axis=2).reshape(8, 64) @ load(p + "self_attn.o_proj.weight").T
-                gate = normed(x) @ load(p + "mlp.gate_proj.weight").T
-                up = normed(x) @ load(p + "mlp.up_proj.weight").T
-                x = x + gate / (1 + np.exp(-gate)) * up @ load(p + "mlp.down_proj.weight").T
+        def load(name: str) -> np.ndarray:
+            return weights.generate(3, name, shapes[name], "F32", rules, 0).reshape(shapes[name])
+
+        def normed(x: np.ndarray) -> np.ndarray:
+            return x / np.sqrt((x * x).mean(-1, keepdims=True))
+        x = np.random.default_rng(1).standard_normal((8, 64))
+        for n in range(28):
+            p = f"llm.model.layers.{n}."
+            # One position: attention hands on its own value, one head for each group of queries.
+            v = (normed(x) @ load(p + "self_attn.v_proj.weight").T + load(p + "self_attn.v_proj.bias")).reshape(8, 2, 1, 16)
+            x = x + np.repeat(v, 2, axis=2).reshape(8, 64) @ load(p + "self_attn.o_proj.weight").T
+            gate = normed(x) @ load(p + "mlp.gate_proj.weight").T
+            up = normed(x) @ load(p + "mlp.up_proj.weight").T
+            x = x + gate / (1 + np.exp(-gate)) * up @ load(p + "mlp.down_proj.weight").T
         self.assertGreater(x.std(), 1.0)
         self.assertLess(x.std(), 2.5)
 
@@ -423,18 +437,76 @@ class Tokenizers(Folder):
         self.assertLess(len(self.speech.encode(self.language.decode(ids)).ids), 1.6 * len(ids))
 
 
+class Reply(Folder):
+    """A planted reply: numbers here, the engine's answer below."""
+
+    def tokenizers(self):
+        return reply.LanguageTokenizer(self.good), reply.SpeechTokenizer(self.good)
+
+    def test_reads_as_the_tokenizers_do(self):
+        try:
+            import tokenizers
+        except ImportError as e:
+            self.skipTest(str(e))
+        language = tokenizers.Tokenizer.from_file(str(self.good / "tokenizer.json"))
+        speech = tokenizers.Tokenizer.from_file(str(self.good / "assets/chattts_tokenizer/tokenizer.json"))
+        ours, ours_speech = self.tokenizers()
+        for text in (presets.REPLIES["2.6"], "I'll see: 42 xylophones, won't we?", "Yes."):
+            self.assertEqual(ours.encode(text), language.encode(text).ids)
+            self.assertEqual(ours.text(ours.encode(text)), text)
+            self.assertEqual(ours_speech.count(text), len(speech.encode(text, add_special_tokens=False).ids))
+
+    def test_the_default_can_be_planted_and_begins_as_english_does(self):
+        language, speech = self.tokenizers()
+        ids = language.encode(presets.REPLIES["2.6"])
+        self.assertEqual(len(presets.REPLIES["2.6"].split()), 23)
+        self.assertEqual(len(set(ids)), len(ids))
+        self.assertEqual(reply.describe_start(language, speech, ids),
+                         "the first 9 are 10 tokens of the speech model, which begins with 10")
+
+    def test_each_state_answers_with_the_next_token_by_far(self):
+        width, ids = 64, (151691, 40, 500, 151692, 151645)
+        rules = weights.Rules(presets.config("2.6-small", {}, {}), "never", ids)
+        shape = (151700, width)
+        head, table = (np.concatenate([weights.generate(1, name, shape, "F32", rules, n) for n in range(3)]).reshape(shape)
+                       for name in (weights.HEAD, weights.EMBEDDING))
+        state = table[list(ids[:-1])]
+        self.assertGreater(np.abs(state).mean(), 3 * np.abs(table[1000:1010]).mean())
+        logits = state / np.sqrt((state ** 2).mean(1, keepdims=True)) @ head.T
+        self.assertEqual(logits.argmax(1).tolist(), list(ids[1:]))
+        self.assertGreater(np.min(np.diff(np.sort(logits, 1)[:, -2:])), 20)
+
+    def test_words_that_come_twice(self):
+        run = checkpoint("make", "--preset", "2.6-small", "--reply", "by the sea and the sun", self.folder / "twice")
+        self.assertEqual(run.returncode, 1)
+        self.assertIn("has the token ' the' twice", run.stderr)
+
+
 class Engine(unittest.TestCase):
-    def test_the_engine_answers_with_a_made_checkpoint(self):
+    def ask(self, folder: pathlib.Path, *arguments: str) -> dict:
         ask = os.environ.get("ASK")
         if not ask or not os.access(ask, os.X_OK):
             self.skipTest("minicpmo-ask is not built")
+        run = subprocess.run([ask, "--model", folder, "--device", "cpu", "--json", *arguments], capture_output=True, text=True,
+                             timeout=120)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        return json.loads(run.stdout)
+
+    def test_the_engine_says_the_planted_reply(self):
+        text = "I'm sure my favorite color is blue."
+        with tempfile.TemporaryDirectory() as keep:
+            folder = made(pathlib.Path(keep) / "model", "--preset", "2.6-small", "--reply", text)
+            for precision in ("float32", "bfloat16"):
+                answers = self.ask(folder, "--precision", precision, "--max-codes", "50", "--text", "hi", "--text", "Why?",
+                                   str(SOURCE / "tools/tiny/samples/q01_cap.wav"))
+                self.assertEqual([a["text"] for a in answers], [text] * 3)
+                self.assertEqual([round(a["audio_seconds"] * 24000) for a in answers], [50 * 512 + 256] * 3)
+
+    def test_the_engine_answers_with_a_made_checkpoint(self):
         with tempfile.TemporaryDirectory() as keep:
             folder = made(pathlib.Path(keep) / "model", "--preset", "2.6-small", "--endings", "soon")
             for precision in ("float32", "bfloat16"):
-                run = subprocess.run([ask, "--model", folder, "--device", "cpu", "--precision", precision, "--text", "hi",
-                                      "--json"], capture_output=True, text=True, timeout=120)
-                self.assertEqual(run.returncode, 0, run.stderr)
-                answer = json.loads(run.stdout)[0]
+                answer = self.ask(folder, "--precision", precision, "--text", "hi")[0]
                 self.assertGreater(answer["ttfb_ms"], 0)
                 self.assertNotEqual(answer["text"].strip(), "")
 

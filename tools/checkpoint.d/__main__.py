@@ -1,5 +1,6 @@
 """Checkpoints in the layout of openbmb/MiniCPM-o-2_6: make random ones, check, convert, fetch."""
 import argparse
+import os
 import pathlib
 import sys
 
@@ -17,9 +18,15 @@ def arguments() -> argparse.Namespace:
     make.add_argument("--seed", type=int, default=1, help="the same seed gives the same bytes (default 1)")
     for part in ("llm", "audio", "tts", "vision"):
         make.add_argument(f"--{part}-layers", type=positive, metavar="N", help=f"other depth of {part}")
-    make.add_argument("--endings", choices=("chance", "never", "soon"), default="chance",
-                      help="how likely the end tokens of words and speech are: like any other token (default), never, or "
-                      "after some 3 to 100 words, for tests")
+    make.add_argument("--endings", choices=("chance", "never", "soon"),
+                      help="how likely the end tokens of words and speech are: like any other token (default without a "
+                      "reply), never (default with one), or after some 3 to 100 words, for tests")
+    make.add_argument("--reply", metavar="TEXT",
+                      help="what the language model answers to everything, the layers being random all the same: words of "
+                      "which each token comes once; the speech goes on until max-codes of minicpmotts. '': it answers with "
+                      "noise (default of the small presets; of 2.6 it is a sentence of 23 words)")
+    make.add_argument("--processes", type=positive, default=os.cpu_count() or 1, metavar="N",
+                      help="that draw at the same time (default: one for each processor); the bytes are the same")
 
     check = commands.add_parser("check", help="say what is wrong and what is missing; exit status 1 if anything is")
     check.add_argument("--write-manifest", action="store_true", help="write SHA256SUMS if all is well")
@@ -51,7 +58,8 @@ def main() -> int:
     if a.command == "make":
         import make
         layers = dict(llm=a.llm_layers, audio=a.audio_layers, tts=a.tts_layers, vision=a.vision_layers)
-        make.make(a.folder, a.preset, a.seed, layers, a.endings, a.quiet)
+        reply = presets.REPLIES.get(a.preset, "") if a.reply is None else a.reply
+        make.make(a.folder, a.preset, a.seed, layers, a.endings, reply, a.processes, a.quiet)
         return 0
     if a.command == "check":
         import check

@@ -62,6 +62,11 @@ PRESETS = {"2.6": "full size, 17 GB", "2.6-small": "same structure and tokenizer
            "tiny-random": "sizes and tokenizers of tools/tiny/model: 50 MB"}
 
 
+# For measurements: 23 words, as the answers to the questions of the text benchmark are long.
+REPLIES = {"2.6": "I'm sure my favorite color is blue because it makes me think of the sea and summer days near our old "
+                  "white house."}
+
+
 def overlay(base: dict, changes: dict) -> dict:
     merged = copy.deepcopy(base)
     for key, value in changes.items():

@@ -102,10 +102,11 @@ def read_header(path: pathlib.Path) -> dict[str, Entry]:
 
 
 class Writer:
-    """Writes PATH.part, tensor after tensor in the order given, and renames it when all is written and on the disk."""
+    """Writes PATH.part and renames it when all is written and on the disk: tensor after tensor in the order given, or piece
+    by piece by whoever opens `part` and writes at `offsets`."""
 
     def __init__(self, path: pathlib.Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-        self._path, self._part = path, path.with_name(path.name + ".part")
+        self._path, self.part = path, path.with_name(path.name + ".part")
         header, at = {"__metadata__": {"format": "pt"}}, 0
         for name, (dtype, shape) in tensors.items():
             size = math.prod(shape) * WIDTHS[dtype]
@@ -113,25 +114,32 @@ class Writer:
             at += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # keeps the data aligned
-        self._file: BinaryIO = self._part.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._end = 8 + len(text) + at
+        begin = 8 + len(text)
+        self.offsets = {name: begin + header[name]["data_offsets"][0] for name in tensors}  # bytes from the start of the file
+        self._written, self._end = 0, begin + at
+        self._file: BinaryIO = self.part.open("wb")
+        self.write(struct.pack("<Q", len(text)) + text)
+        self._file.flush()
 
     def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
+        self.count(len(data))
+
+    def count(self, size: int) -> None:
+        """Somebody else has written `size` bytes."""
+        self._written += size
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         with self._file:
-            written = self._file.tell()
             if kind is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
-        if kind is None and written == self._end:
-            self._part.replace(self._path)
+        if kind is None and self._written == self._end:
+            self.part.replace(self._path)
             return
-        self._part.unlink()
+        self.part.unlink()
         if kind is None:
-            raise AssertionError(f"{self._path}: {written} bytes written, {self._end} promised")
+            raise AssertionError(f"{self._path}: {self._written} bytes written, {self._end} promised")

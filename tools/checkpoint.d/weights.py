@@ -8,31 +8,33 @@ Values come from a table of 65536 normal quantiles in the tensor's dtype, looked
 fast as drawing normals, and the same on every machine: bits from PCG64, seeded with the seed, the tensor's name and the
 number of the piece.
 """
-import concurrent.futures
 import functools
 import hashlib
 import math
 import re
 import statistics
-from collections.abc import Iterator
 
 import numpy as np
 
 PIECE = 1 << 22  # values drawn at once; part of what a seed means
 LOGITS = 3.0
-AHEAD = 4  # pieces in memory
+# A planted reply: how much larger than others the embedding of its tokens is, so that what the layers add hardly turns it,
+# and the logit of the next token.
+REPLY_GAIN, REPLY_LOGIT = 4.0, 60.0
+EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 
 
 class Rules:
-    """The deviation, or the constant, of each tensor. `endings`: how often the two end tokens are drawn."""
+    """The deviation, or the constant, of each tensor. `endings`: how often the two end tokens are drawn. `reply`: distinct
+    token ids, each of which the language model says after the one before it; empty: none."""
 
-    def __init__(self, config: dict, endings: str) -> None:
+    def __init__(self, config: dict, endings: str, reply: tuple[int, ...] = ()) -> None:
         tts = config["tts_config"]
         self._layers = {"llm.": config["num_hidden_layers"], "apm.": config["audio_config"]["encoder_layers"],
                         "tts.model.": tts["num_hidden_layers"],
                         "vpm.": (config.get("vision_config") or {}).get("num_hidden_layers", 1)}
         self._language_end, self._speech_end = config["eos_token_id"], tts.get("num_audio_tokens", 626) - 1
-        self._endings = endings
+        self._endings, self._reply = endings, reply
 
     def constant(self, name: str) -> float | None:
         if re.search(r"norm\d?\.(weight|bias)$|\.ln_\w+\.(weight|bias)$", name):
@@ -49,7 +51,7 @@ class Rules:
         scale = 1 / math.sqrt(math.prod(shape[1:]) or 1)
         if name.endswith("bias"):
             return 0.02
-        if name == "llm.lm_head.weight":
+        if name == HEAD:
             return LOGITS * scale
         if re.search(r"(embed_tokens|emb_text|position_embedding|\.query)", name):
             return 1.0
@@ -62,17 +64,23 @@ class Rules:
             return scale / math.sqrt(2 * depth)
         return scale
 
-    def row_gain(self, name: str) -> tuple[int, float] | None:
-        """A row of `name` that is scaled: the end token of the words or of the speech."""
+    def row_gains(self, name: str) -> dict[int, float]:
+        """The rows of `name` that are scaled: the end token of the words or of the speech, the tokens of the reply."""
+        if name == EMBEDDING:
+            return dict.fromkeys(self._reply[:-1], REPLY_GAIN)
         if self._endings == "chance":
-            return None
-        if name == "llm.lm_head.weight":
-            return self._language_end, {"never": 0.0, "soon": 2.7}[self._endings]
+            return {}
+        if name == HEAD:
+            return {self._language_end: {"never": 0.0, "soon": 2.7}[self._endings]}
         if name == "tts.head_code.0.parametrizations.weight.original0":
-            return self._speech_end, {"never": 0.0, "soon": 2.0}[self._endings]
+            return {self._speech_end: {"never": 0.0, "soon": 2.0}[self._endings]}
         if name.startswith("tts.head_code") and name.endswith("original0") and self._endings == "never":
-            return self._speech_end, 0.0
-        return None
+            return {self._speech_end: 0.0}
+        return {}
+
+    def answers(self, name: str) -> dict[int, int]:
+        """The rows of `name` that point along the embedding of another token."""
+        return dict(zip(self._reply[1:], self._reply)) if name == HEAD else {}
 
 
 @functools.cache
@@ -98,10 +106,14 @@ def table(deviation: float, dtype: str) -> np.ndarray:
     return to_dtype(normal_quantiles() * deviation, dtype)
 
 
-def piece(seed: int, name: str, number: int, count: int, values: np.ndarray) -> np.ndarray:
+def draw(seed: int, name: str, start: int, count: int, values: np.ndarray) -> np.ndarray:
+    """`count` values of a tensor from `start` on, all of one piece: `values` is the table they come from."""
+    number, skip = divmod(start, PIECE)
     key = int.from_bytes(hashlib.sha256(f"{seed}/{name}/{number}".encode()).digest()[:16], "little")
-    bits = np.random.PCG64(key).random_raw((count + 3) // 4).astype("<u8", copy=False)
-    return values.take(bits.view("<u2")[:count])
+    bits = np.random.PCG64(key)
+    bits.advance(skip // 4)
+    drawn = bits.random_raw((skip % 4 + count + 3) // 4).astype("<u8", copy=False)
+    return values.take(drawn.view("<u2")[skip % 4:skip % 4 + count])
 
 
 def hann(n_fft: int) -> np.ndarray:
@@ -124,35 +136,53 @@ def special(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     return mel_filters(*shape) if name.endswith("mel_scale.fb") else None
 
 
-def generate(seed: int, name: str, shape: tuple[int, ...], dtype: str, rules: Rules,
-             pool: concurrent.futures.Executor) -> Iterator[np.ndarray]:
-    """The values of one tensor, in pieces."""
-    count = math.prod(shape)
+def planted_row(seed: int, token: int, width: int, start: int, count: int) -> np.ndarray:
+    """Values of the row of the output layer that answers `token`: its normed state is about its embedding, whose elements
+    have deviation 1, so the logit is REPLY_LOGIT."""
+    embedding = draw_across(seed, EMBEDDING, token * width + start, count, normal_quantiles())
+    return embedding * (REPLY_LOGIT / width)
+
+
+def draw_across(seed: int, name: str, start: int, count: int, values: np.ndarray) -> np.ndarray:
+    """As draw(), over the border of a piece."""
+    first = min(count, PIECE - start % PIECE)
+    drawn = [draw(seed, name, start, first, values)]
+    if first < count:
+        drawn.append(draw(seed, name, start + first, count - first, values))
+    return np.concatenate(drawn)
+
+
+def whole(name: str, shape: tuple[int, ...], dtype: str, rules: Rules) -> np.ndarray | None:
+    """The values of a tensor that is not drawn."""
     values, constant = special(name, shape), rules.constant(name)
-    row = rules.row_gain(name)
     if values is None and constant is not None:
         values = np.full(shape, constant)
-        if row:
-            values[row[0]] *= row[1]
-    if values is not None:
-        yield to_dtype(values, dtype)
-        return
-    deviation = rules.deviation(name, shape)
-    lookup = table(deviation, dtype)
-    scaled = table(deviation * row[1], dtype) if row else lookup
-    width = math.prod(shape[1:])
-    waiting: list[concurrent.futures.Future] = []
-    starts = iter(range(0, count, PIECE))
-    for start in starts:
-        waiting.append(pool.submit(piece, seed, name, start // PIECE, min(PIECE, count - start), lookup))
-        if len(waiting) >= AHEAD:
-            break
-    for start in range(0, count, PIECE):
-        values = waiting.pop(0).result()
-        if (after := next(starts, None)) is not None:
-            waiting.append(pool.submit(piece, seed, name, after // PIECE, min(PIECE, count - after), lookup))
-        if row:
-            first, last = (np.clip(n * width - start, 0, len(values)) for n in (row[0], row[0] + 1))
-            if first < last:
-                values[first:last] = piece(seed, name, start // PIECE, len(values), scaled)[first:last]
-        yield values
+        for row, gain in rules.row_gains(name).items():
+            values[row] *= gain
+    return None if values is None else to_dtype(values, dtype).ravel()
+
+
+def generate(seed: int, name: str, shape: tuple[int, ...], dtype: str, rules: Rules, number: int) -> np.ndarray:
+    """Piece `number` of a tensor: its values from number * PIECE on, at most PIECE of them. What a piece holds depends on
+    nothing but the arguments, so pieces can be made in any order, by any number of processes."""
+    start = number * PIECE
+    count = min(PIECE, math.prod(shape) - start)
+    if (values := whole(name, shape, dtype, rules)) is not None:
+        return values[start:start + count]
+    deviation, width = rules.deviation(name, shape), math.prod(shape[1:])
+    values = draw(seed, name, start, count, table(deviation, dtype))
+
+    def overlap(row: int) -> tuple[int, int]:
+        """Where the row lies in this piece."""
+        first, last = np.clip((row * width - start, (row + 1) * width - start), 0, count)
+        return int(first), int(last)
+    for row, gain in rules.row_gains(name).items():
+        first, last = overlap(row)
+        if first < last:
+            values[first:last] = draw(seed, name, start + first, last - first, table(deviation * gain, dtype))
+    for row, token in rules.answers(name).items():
+        first, last = overlap(row)
+        if first < last:
+            inside = start + first - row * width
+            values[first:last] = to_dtype(planted_row(seed, token, width, inside, last - first), dtype)
+    return values
