@@ -139,7 +139,9 @@ static minicpmo::Result<void> open_session(GstMiniCpmoElement* element,
         minicpmo::encode_voice(*engine, voice, gst_minicpmo_element_load_cancel_flag(element)));
   }
   impl.settings.set_voice_embeddings(std::move(embeddings));
-  ASSIGN_OR_RETURN(auto session, engine->new_language_model(impl.settings.values().options));
+  const minicpmo::LanguageModelOptions options = impl.settings.values().options;
+  impl.worker.set_options(options);  // what was set before knew nothing of the voice
+  ASSIGN_OR_RETURN(auto session, engine->new_language_model(options));
   impl.worker.open(std::move(session));
   return {};
 }

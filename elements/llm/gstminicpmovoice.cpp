@@ -113,7 +113,8 @@ Result<std::vector<float>> read_voice(const std::string& path, const CancelFlag&
 
 Result<TensorPtr> encode_voice(Engine& engine, const std::string& path, const CancelFlag& cancel) {
   ASSIGN_OR_RETURN(const std::vector<float> pcm, read_voice(path, cancel));
-  RETURN_IF_ERROR(engine.load(Stage::kAudioEncoder, {}, cancel));
+  RETURN_IF_ERROR(engine.load(
+      Stage::kAudioEncoder, [](int, const std::string&) {}, cancel));
   ASSIGN_OR_RETURN(const auto encoder, engine.new_audio_encoder());
   ASSIGN_OR_RETURN(TensorPtr rows, encoder->step(pcm, cancel));
   if (rows == nullptr) {

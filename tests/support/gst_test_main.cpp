@@ -27,7 +27,7 @@ std::string make_plugin_directory() {
   const std::string directory = made;
   g_free(made);
   for (const char* name : {"coreelements", "coretracers", "wavenc", "wavparse", "audioconvert",
-                           "audioresample", "app"}) {
+                           "audioresample", "app", "playback", "typefindfunctions"}) {
     const std::string file = std::string("libgst") + name + ".so";
     std::error_code error;
     std::filesystem::create_symlink(std::filesystem::path(GST_PLUGINS_DIR) / file,

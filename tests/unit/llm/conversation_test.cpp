@@ -16,12 +16,12 @@ class ConversationTest : public ::testing::Test {
  protected:
   void SetUp() override { start("Be kind.", Compatibility::kNone); }
 
-  void start(const std::string& system_prompt, Compatibility compatibility) {
+  void start(const std::string& system_prompt, Compatibility compatibility, int voice_rows = 0) {
     auto prompts = Prompts::load(*tokenizer_, tokenizer_->size(), 25, "test");
     ASSERT_TRUE(prompts.ok()) << prompts.error().message;
     prompts_ = std::make_shared<const Prompts>(*prompts);
     talk_ = std::make_unique<Conversation>(tokenizer_, prompts_);
-    talk_->begin_session(system_prompt, 0, compatibility);
+    talk_->begin_session(system_prompt, voice_rows, compatibility);
   }
 
   std::vector<int32_t> ids(const std::string& text) const { return tokenizer_->encode(text); }
@@ -68,6 +68,36 @@ TEST_F(ConversationTest, SystemPromptReadBeforehandIsNotReadAgain) {
   EXPECT_EQ(talk_->system_message().rows(), 0);
   hear(1);
   EXPECT_EQ(fed(), "<|im_start|>user\nBe kind.<|im_end|>\n<|im_start|>user\n" + audio(1));
+}
+
+// model-spec 3.2, audio_assistant.
+TEST_F(ConversationTest, VoiceIsPartOfTheSystemMessage) {
+  start(LanguageModelOptions().system_prompt, Compatibility::kNone, 30);
+  const Feed feed = talk_->system_message();
+  ASSERT_EQ(feed.audio.size(), 2u);
+  EXPECT_TRUE(feed.audio[0].voice && feed.audio[1].voice);
+  EXPECT_EQ(feed.audio[1].row, 25);
+  talk_->accept_system(feed);
+  const std::string message =
+      "<|im_start|>user\nUse the voice in the audio prompt to synthesize new content.\n" +
+      audio(25) + audio(5) +
+      "\nYou are a helpful assistant with the above voice style.<|im_end|>\n";
+  EXPECT_EQ(fed(), message);
+  hear(2);
+  EXPECT_EQ(fed(), message + "<|im_start|>user\n" + audio(2));
+  talk_->restart();
+  EXPECT_EQ(fed(), message);
+}
+
+TEST_F(ConversationTest, VoiceKeepsAnOwnSystemPrompt) {
+  start("Be brief.", Compatibility::kNone, 3);
+  hear(1);
+  EXPECT_EQ(fed(),
+            "<|im_start|>user\nUse the voice in the audio prompt to synthesize new content.\n" +
+                audio(3) + "\nBe brief.<|im_end|>\n<|im_start|>user\n" + audio(1));
+  const Feed feed = talk_->user_audio(1);
+  ASSERT_EQ(feed.audio.size(), 1u);
+  EXPECT_FALSE(feed.audio[0].voice);
 }
 
 TEST_F(ConversationTest, ChunksOfOneTurnAreAppendedBare) {

@@ -70,6 +70,44 @@ TEST_F(LanguageModelTest, CacheIsWhatOnePassOverTheHistoryMakes) {
   EXPECT_LT(relative_difference(seen, logits_from_scratch(history)), 1e-4);
 }
 
+// The rows of the voice are read into the cache once, and every session of the element keeps them.
+TEST_F(LanguageModelTest, VoiceIsReadWithTheSystemMessage) {
+  LanguageModelOptions options = greedy();
+  const int64_t without = session(options)->context_used();
+  options.voice = embeddings(30, 256);
+  auto s = session(options);
+  // 30 rows, two pairs of marks around them, and the sentences of the prompt instead of the default
+  // one.
+  EXPECT_GT(s->context_used(), 34);
+  EXPECT_NE(s->context_used(), without);
+  const int64_t primed = s->context_used();
+  std::vector<float> logits[2];
+  for (auto& seen : logits) {
+    s->set_token_hook([&seen](std::span<const float> all, int32_t id) {
+      if (seen.empty()) seen.assign(all.begin(), all.end());
+      return id;
+    });
+    ASSERT_TRUE(s->prefill_text("Hello", go_).ok());
+    ASSERT_TRUE(s->start_answer(go_).ok());
+    ASSERT_TRUE(s->next_burst(go_).ok());
+    s->reset();
+    EXPECT_EQ(s->context_used(), primed);
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+  // Another voice is another input.
+  options.voice = embeddings(30, 256, 5.0F);
+  auto other = session(options);
+  std::vector<float> heard;
+  other->set_token_hook([&heard](std::span<const float> all, int32_t id) {
+    if (heard.empty()) heard.assign(all.begin(), all.end());
+    return id;
+  });
+  ASSERT_TRUE(other->prefill_text("Hello", go_).ok());
+  ASSERT_TRUE(other->start_answer(go_).ok());
+  ASSERT_TRUE(other->next_burst(go_).ok());
+  EXPECT_GT(relative_difference(heard, logits[0]), 1e-4);
+}
+
 TEST_F(LanguageModelTest, RowsInOneCallOrTwoAreTheSame) {
   std::vector<float> logits[2];
   const auto all = embeddings(33, 256);
