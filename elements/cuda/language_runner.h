@@ -2,6 +2,7 @@
 // device.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -36,21 +37,17 @@ struct TokenBurst {
       carried;    // read first; without it the first draw is from the prefill's logits
   int begin = 0;  // position of the next row
   int count = 1;  // 1..LanguageRunner::kMaxBurst
-  std::span<const int32_t> penalised;  // besides the burst's own tokens; any number
+  std::span<const int32_t> penalised;  // besides the burst's own tokens; at most kMaxPenalised
   std::span<const int32_t> stops;      // a burst ends with one of these
   TokenSampling sampling;
 };
 
 class LanguageRunner {
  public:
-  static constexpr int kMaxTopK = 1024;
   static constexpr int kMaxBurst = 3;
+  static constexpr size_t kMaxPenalised = 1024;
   static constexpr int kMaxRows = 512;  // of one prefill
   virtual ~LanguageRunner() = default;
-
-  static bool can_draw(const TokenSampling& s) {
-    return s.temperature <= 0 || (s.top_k > 0 && s.top_k <= kMaxTopK);
-  }
 
   // Rows of input, (rows <= kMaxRows, hidden) bfloat16, at positions begin, begin + 1, ...: writes
   // the cache. Leaves the states after the final norm of the last `keep` rows in states(), and the
@@ -65,8 +62,10 @@ class LanguageRunner {
 
   // Draws burst.count tokens, fewer if a stop token comes. Waits. Fails with kFailed if the logit
   // of a drawn token is not finite, and with kCancelled after the token at which `cancel` was seen;
-  // either way it can be made again. Needs can_draw(burst.sampling).
+  // either way it can be made again.
   virtual Result<std::vector<int32_t>> draw(const TokenBurst& burst, const CancelFlag& cancel) = 0;
 };
+
+Result<std::unique_ptr<LanguageRunner>> new_language_runner(const LanguageRunnerSpec& spec);
 
 }  // namespace minicpmo::cuda

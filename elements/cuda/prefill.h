@@ -59,7 +59,8 @@ class Prefill {
   };
   cudaError_t run_layers(const Position& at);
   cudaError_t attend(const LayerWeights& w, const Position& at);
-  int block_rows(const Position& at) const;
+  // RMSNorm of rows of x(), to normed_ or, if `wide` is given, there.
+  cudaError_t norm(const bfloat16_bits* gains, int first, int rows, float* wide);
   int qkv_width() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim; }
 
   DecoderShape shape_;

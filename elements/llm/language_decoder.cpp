@@ -1,11 +1,13 @@
 #include "llm/language_decoder.h"
 
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/linear.h>
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
+#include "cuda/language_runner.h"
 #include "llm/language_model.h"
 
 namespace minicpmo {
@@ -47,6 +49,89 @@ class AtenDecoder final : public LanguageDecoder {
   at::Tensor prompt_logits_;  // (1, vocab)
 };
 
+// By the kernels of libminicpmo-cuda.so.
+class RunnerDecoder final : public LanguageDecoder {
+ public:
+  RunnerDecoder(std::shared_ptr<const LanguageModelWeights> weights, int64_t capacity)
+      : LanguageDecoder(KvCache(weights->config.language, capacity, weights->device),
+                        weights->config.language.vocab_size),
+        weights_(std::move(weights)) {}
+
+  Result<void> init(const StageStream& stream) {
+    cuda::LanguageRunnerSpec spec;
+    spec.options = stream.runner_options(weights_->device);
+    spec.shape = weights_->transformer.decoder_shape();
+    spec.weights = weights_->transformer.decoder_weights(cache_);
+    spec.weights.head = bits_of(weights_->lm_head);
+    spec.weights.head_rows = spec.vocab = static_cast<int>(weights_->lm_head.size(0));
+    spec.embedding = bits_of(weights_->embed_tokens);
+    ASSIGN_OR_RETURN(runner_, weights_->device.runners->new_language_runner(spec));
+    return {};
+  }
+
+  Result<at::Tensor> read(const at::Tensor& x, int64_t begin, int64_t keep) override {
+    const at::Tensor rows = x.to(at::kBFloat16).contiguous();
+    RETURN_IF_ERROR(runner_->prefill(bits_of(rows), static_cast<int>(rows.size(0)),
+                                     static_cast<int>(begin), static_cast<int>(keep)));
+    if (keep == 0) return at::Tensor();
+    return at::for_blob(const_cast<float*>(runner_->states()), {keep, rows.size(1)})
+        .options(rows.options().dtype(at::kFloat))
+        .target_device(rows.device())
+        .make_tensor();
+  }
+
+  Result<std::vector<int32_t>> draw(const TokenDraws& draws, const TokenHook& hook, Philox* random,
+                                    const CancelFlag& cancel) override {
+    const bool fits = draws.count <= cuda::LanguageRunner::kMaxBurst &&
+                      draws.penalised.size() <= cuda::LanguageRunner::kMaxPenalised;
+    if (hook || !fits) return LanguageDecoder::draw(draws, hook, random, cancel);
+    if (draws.count <= 0) return std::vector<int32_t>();
+    if (cancel.is_set()) return Error{ErrorCode::kCancelled, "cancelled", kWhat};
+    const SamplingSettings& s = draws.sampling;
+    const cuda::TokenBurst burst{draws.carried,
+                                 static_cast<int>(draws.begin),
+                                 draws.count,
+                                 draws.penalised,
+                                 draws.stops,
+                                 {static_cast<float>(s.temperature), static_cast<int>(s.top_k),
+                                  s.top_p, static_cast<float>(s.repetition_penalty), random->seed(),
+                                  random->stream(), random->counter()}};
+    ASSIGN_OR_RETURN(std::vector<int32_t> ids, runner_->draw(burst, cancel));
+    if (s.temperature > 0) random->set_counter(random->counter() + ids.size());
+    return ids;
+  }
+
+ private:
+  static const cuda::bfloat16_bits* bits_of(const at::Tensor& tensor) {
+    return static_cast<const cuda::bfloat16_bits*>(tensor.const_data_ptr());
+  }
+
+  Result<void> next_logits(std::optional<int32_t> carried, int64_t begin,
+                           std::span<float> logits) override {
+    return runner_->next_logits(carried, static_cast<int>(begin), logits);
+  }
+
+  std::shared_ptr<const LanguageModelWeights> weights_;
+  std::unique_ptr<cuda::LanguageRunner> runner_;
+};
+
+// Null if ATen is to do it.
+Result<std::unique_ptr<LanguageDecoder>> try_runner(
+    const std::shared_ptr<const LanguageModelWeights>& weights, int64_t capacity,
+    const StageStream& stream) {
+  const StageDevice& device = weights->device;
+  if (!device.is_cuda() || device.type != at::kBFloat16 || device.runners == nullptr ||
+      device.runners->new_language_runner == nullptr) {
+    return std::unique_ptr<LanguageDecoder>();
+  }
+  auto decoder = std::make_unique<RunnerDecoder>(weights, capacity);
+  if (const Result<void> ready = decoder->init(stream); !ready.ok()) {
+    if (ready.error().code == ErrorCode::kSettings) return std::unique_ptr<LanguageDecoder>();
+    return ready.error();
+  }
+  return std::unique_ptr<LanguageDecoder>(std::move(decoder));
+}
+
 }  // namespace
 
 Result<std::vector<int32_t>> LanguageDecoder::draw(const TokenDraws& draws, const TokenHook& hook,
@@ -76,7 +161,9 @@ Result<std::vector<int32_t>> LanguageDecoder::draw(const TokenDraws& draws, cons
 
 Result<std::unique_ptr<LanguageDecoder>> make_language_decoder(
     std::shared_ptr<const LanguageModelWeights> weights, int64_t capacity,
-    const StageStream& /*stream*/) {
+    const StageStream& stream) {
+  ASSIGN_OR_RETURN(auto decoder, try_runner(weights, capacity, stream));
+  if (decoder) return decoder;
   return std::unique_ptr<LanguageDecoder>(
       std::make_unique<AtenDecoder>(std::move(weights), capacity));
 }

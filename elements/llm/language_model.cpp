@@ -167,8 +167,8 @@ Result<at::Tensor> LanguageSession::check_embeddings(const Tensor& embeddings) c
                      std::to_string(dims.empty() ? 0 : dims.back())};
   }
   ASSIGN_OR_RETURN(at::Tensor rows, unwrap_tensor(embeddings));
-  // Tensors on a device come from our own audio encoder, whose input and weights are finite; to look
-  // would wait for it.
+  // Tensors on a device come from our own audio encoder, whose input and weights are finite; to
+  // look would wait for it.
   if (rows.is_cpu() && !at::isfinite(rows).all().item<bool>()) {
     return Error{ErrorCode::kFormat,
                  "language model: audio embeddings hold a value that is not finite", kWhat};
