@@ -141,10 +141,20 @@ using std::min;
 
 // --- host side
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNotSupported = 801,
+  cudaErrorUnknown = 999
+};
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMultiProcessorCount };
-enum { cudaStreamNonBlocking = 1, cudaStreamCaptureModeThreadLocal = 1 };
+enum {
+  cudaStreamNonBlocking = 1,
+  cudaStreamCaptureModeThreadLocal = 1,
+  cudaStreamCaptureModeRelaxed = 2
+};
 enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct EmulatedStream {
@@ -174,6 +184,12 @@ inline const char* cudaGetErrorString(cudaError_t e) {
 inline cudaError_t cudaGetLastError() {
   return cudaSuccess;
 }
+inline const char* cudaGetErrorName(cudaError_t e) {
+  return e == cudaSuccess ? "cudaSuccess" : "cudaErrorInvalidValue";
+}
+inline cudaError_t cudaPeekAtLastError() {
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetDeviceCount(int* n) {
   return *n = 1, cudaSuccess;
 }
@@ -195,6 +211,13 @@ cudaError_t cudaMalloc(T** p, size_t bytes) {
 inline cudaError_t cudaFree(void* p) {
   return std::free(p), cudaSuccess;
 }
+constexpr unsigned cudaHostAllocDefault = 0;
+inline cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
+  return cudaMalloc(p, bytes);
+}
+inline cudaError_t cudaFreeHost(void* p) {
+  return cudaFree(p);
+}
 inline cudaError_t cudaMemset(void* p, int v, size_t n) {
   return std::memset(p, v, n), cudaSuccess;
 }
@@ -206,6 +229,24 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
 }
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t n, cudaMemcpyKind) {
   return std::memcpy(to, from, n), cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMemcpyKind,
+                                   cudaStream_t) {
+  return std::memcpy(to, from, n), cudaSuccess;
+}
+using cudaEvent_t = int*;
+enum { cudaEventDisableTiming = 2 };
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, int) {
+  return *e = new int(0), cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
+  return delete e, cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  return cudaSuccess;
 }
 inline cudaError_t cudaDeviceSynchronize() {
   return cudaSuccess;
@@ -234,6 +275,9 @@ inline cudaError_t cudaGraphDestroy(cudaGraph_t g) {
 }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) {
   return delete e, cudaSuccess;
+}
+inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) {
+  return cudaSuccess;
 }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t) {
   for (const auto& launch : *e) launch();
