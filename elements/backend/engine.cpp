@@ -1,8 +1,13 @@
 #include "backend/engine.h"
 
+#include <ATen/core/CachingHostAllocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -11,6 +16,7 @@
 
 #include "audioenc/audio_encoder.h"
 #include "backend/device.h"
+#include "backend/log.h"
 #include "backend/model_check.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
@@ -82,10 +88,12 @@ class TorchEngine final : public Engine {
   Tokenizers speech_tokenizer() const;
   Result<std::shared_ptr<Checkpoint>> open_vocos() const;
   void fill_info(const DeviceChoice& choice);
+  Result<void> read(Stage stage, const Progress& tell, const CancelFlag& cancel);
+  void log_speed(Stage stage, int64_t bytes, std::chrono::duration<double> time) const;
 
   EngineInfo info_;
   ModelConfig config_;
-  at::ScalarType type_ = at::kFloat;
+  StageDevice device_;
   int threads_ = 1;
   std::shared_ptr<Checkpoint> checkpoint_;
   Slot<AudioEncoderModel> audio_;
@@ -101,6 +109,31 @@ int threads_for(const ModelConfig& config) {
   constexpr int64_t kSmall = 1024;
   const int64_t width = std::max(config.language.hidden_size, config.audio.hidden_size);
   return width < kSmall ? 1 : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+// Waits for the weights and gives back what loading used beside them: a runner allocates outside
+// torch's caches.
+Result<void> finish_load(const StageDevice& device) {
+  if (!device.is_cuda()) return {};
+  const c10::impl::VirtualGuardImpl guard(device.device.type());
+  guard.getStream(device.device).synchronize();
+  c10::getDeviceAllocator(device.device.type())->emptyCache();
+  at::getHostAllocator(device.device.type())->empty_cache();
+  return {};
+}
+
+const char* name_of(Stage stage) {
+  switch (stage) {
+    case Stage::kAudioEncoder:
+      return "audio encoder";
+    case Stage::kLanguageModel:
+      return "language model";
+    case Stage::kSpeechModel:
+      return "speech model";
+    case Stage::kVocoder:
+      return "vocoder";
+  }
+  return "unknown stage";
 }
 
 Error not_loaded(const char* stage) {
@@ -120,13 +153,13 @@ Result<std::shared_ptr<TorchEngine>> TorchEngine::open(const std::string& direct
 }
 
 void TorchEngine::fill_info(const DeviceChoice& choice) {
-  type_ = choice.precision == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  device_ = choice.stage;
   threads_ = threads_for(config_);
   const AudioConfig& audio = config_.audio;
   info_.device = choice.device;
   info_.precision = choice.precision;
   info_.notes = choice.notes + "; threads per operation: " + std::to_string(threads_);
-  info_.embedding_type = type_ == at::kFloat ? DataType::kFloat32 : DataType::kBFloat16;
+  info_.embedding_type = device_.type == at::kFloat ? DataType::kFloat32 : DataType::kBFloat16;
   info_.hidden_size = config_.language.hidden_size;
   info_.chunk_samples = std::llround(audio.chunk_seconds * static_cast<double>(kSampleRate));
   // The second convolution halves the mel frames, the pooling divides by pool_step and drops the
@@ -170,36 +203,52 @@ Result<void> TorchEngine::load(Stage stage, const Progress& progress, const Canc
   const auto tell = [&](int percent, const std::string& what) {
     if (progress) progress(percent, what);
   };
-  const auto read = [&]() -> Result<void> {
-    switch (stage) {
-      case Stage::kAudioEncoder:
-        return audio_.load(
-            [&] { return load_audio_encoder(*checkpoint_, config_, type_, tell, cancel); }, cancel);
-      case Stage::kLanguageModel:
-        return language_.load(
-            [&]() -> Result<std::shared_ptr<const LanguageModelWeights>> {
-              ASSIGN_OR_RETURN(const auto tokenizer, language_tokenizer());
-              return load_language_model(*checkpoint_, config_, tokenizer, type_, tell, cancel);
-            },
-            cancel);
-      case Stage::kSpeechModel:
-        return speech_.load(
-            [&]() -> Result<std::shared_ptr<const SpeechModelWeights>> {
-              ASSIGN_OR_RETURN(const auto tokenizer, speech_tokenizer());
-              return load_speech_model(*checkpoint_, config_, tokenizer, type_, tell, cancel);
-            },
-            cancel);
-      case Stage::kVocoder:
-        return vocoder_.load(
-            [&]() -> Result<std::shared_ptr<const VocoderModel>> {
-              ASSIGN_OR_RETURN(const auto vocos, open_vocos());
-              return load_vocoder(*checkpoint_, *vocos, config_, type_, tell, cancel);
-            },
-            cancel);
-    }
-    return Error{ErrorCode::kSettings, "unknown stage"};
-  };
-  return run_stage("loading the model", read);
+  const int64_t before = Checkpoint::bytes_read();
+  const auto start = std::chrono::steady_clock::now();
+  auto result = run_stage("loading the model", [&] { return read(stage, tell, cancel); });
+  const Result<void> finished =
+      run_stage("loading the model", [&] { return finish_load(device_); });
+  const int64_t bytes = Checkpoint::bytes_read() - before;
+  if (result.ok() && bytes > 0) log_speed(stage, bytes, std::chrono::steady_clock::now() - start);
+  return result.ok() ? finished : result;
+}
+
+void TorchEngine::log_speed(Stage stage, int64_t bytes, std::chrono::duration<double> time) const {
+  char line[200];
+  const double gb = static_cast<double>(bytes) / 1e9;
+  std::snprintf(line, sizeof line, "%s: %.2f GB read to %s in %.2f s, %.2f GB/s", name_of(stage),
+                gb, info_.device.c_str(), time.count(), gb / time.count());
+  log_line(LogLevel::kInfo, line);
+}
+
+Result<void> TorchEngine::read(Stage stage, const Progress& tell, const CancelFlag& cancel) {
+  switch (stage) {
+    case Stage::kAudioEncoder:
+      return audio_.load(
+          [&] { return load_audio_encoder(*checkpoint_, config_, device_, tell, cancel); }, cancel);
+    case Stage::kLanguageModel:
+      return language_.load(
+          [&]() -> Result<std::shared_ptr<const LanguageModelWeights>> {
+            ASSIGN_OR_RETURN(const auto tokenizer, language_tokenizer());
+            return load_language_model(*checkpoint_, config_, tokenizer, device_, tell, cancel);
+          },
+          cancel);
+    case Stage::kSpeechModel:
+      return speech_.load(
+          [&]() -> Result<std::shared_ptr<const SpeechModelWeights>> {
+            ASSIGN_OR_RETURN(const auto tokenizer, speech_tokenizer());
+            return load_speech_model(*checkpoint_, config_, tokenizer, device_, tell, cancel);
+          },
+          cancel);
+    case Stage::kVocoder:
+      return vocoder_.load(
+          [&]() -> Result<std::shared_ptr<const VocoderModel>> {
+            ASSIGN_OR_RETURN(const auto vocos, open_vocos());
+            return load_vocoder(*checkpoint_, *vocos, config_, device_, tell, cancel);
+          },
+          cancel);
+  }
+  return Error{ErrorCode::kSettings, "unknown stage"};
 }
 
 Result<std::unique_ptr<AudioEncoder>> TorchEngine::new_audio_encoder() {
@@ -235,8 +284,8 @@ Result<std::unique_ptr<Vocoder>> TorchEngine::new_vocoder(const VocoderOptions& 
   });
 }
 
-// Directory, device, precision.
-using Key = std::tuple<std::string, std::string, std::string>;
+// Directory, device, precision; whether runners are used, and with graphs.
+using Key = std::tuple<std::string, std::string, std::string, bool, bool>;
 
 struct EngineCache {
   std::mutex mutex;
@@ -258,7 +307,8 @@ Result<std::shared_ptr<Engine>> open_cached(const EngineOptions& options) {
   EngineCache& cache = engine_cache();
   std::lock_guard lock(cache.mutex);
   std::erase_if(cache.engines, [](const auto& item) { return item.second.expired(); });
-  auto& place = cache.engines[Key(directory, choice.device, choice.precision)];
+  auto& place = cache.engines[Key(directory, choice.device, choice.precision,
+                                  choice.stage.runners != nullptr, choice.stage.graphs)];
   std::shared_ptr<TorchEngine> engine = place.lock();
   if (!engine) {
     ASSIGN_OR_RETURN(engine, TorchEngine::open(directory, choice));

@@ -1,36 +1,34 @@
 // The one symbol that libminicpmo-torch.so exports (stage.h, Backend).
 #include <c10/util/Exception.h>
 
-#include <atomic>
 #include <string>
 
 #include "backend/engine.h"
+#include "backend/log.h"
 #include "common/stage.h"
 
 namespace minicpmo {
 namespace {
 
-std::atomic<LogFunction> g_log{nullptr};
-
 // torch prints its warnings to stderr unless told otherwise.
 class WarningsToLog final : public c10::WarningHandler {
  public:
   void process(const c10::Warning& warning) override {
-    if (const LogFunction log = g_log.load()) log(LogLevel::kWarning, warning.msg().c_str());
+    log_line(LogLevel::kWarning, warning.msg());
   }
 };
 
 void set_log(LogFunction log) {
   static WarningsToLog* const handler = new WarningsToLog;  // torch may warn until the process ends
-  g_log.store(log);
+  set_log_function(log);
   c10::WarningUtils::set_warning_handler(log ? handler : nullptr);
 }
 
 Result<std::shared_ptr<Engine>> open_and_log(const EngineOptions& options) {
   auto engine = open_engine(options);
-  if (const LogFunction log = g_log.load(); log && engine.ok()) {
+  if (engine.ok()) {
     const EngineInfo& info = (*engine)->info();
-    log(LogLevel::kInfo, (info.model_dir + ": " + info.notes).c_str());
+    log_line(LogLevel::kInfo, info.model_dir + ": " + info.notes);
   }
   return engine;
 }

@@ -15,6 +15,8 @@ namespace {
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kSingle = "model.safetensors";
 
+thread_local int64_t g_bytes_read = 0;
+
 std::string text_of(const std::vector<int64_t>& shape) {
   std::ostringstream out;
   out << "(";
@@ -163,15 +165,20 @@ Result<at::Tensor> Checkpoint::load(const std::string& name, const std::vector<i
     return Error{ErrorCode::kCorrupt,
                  tensor + " has shape " + text_of(entry.shape) + ", expected " + text_of(shape)};
   }
-  ASSIGN_OR_RETURN(at::Tensor value, file.read(name));
-  if (!all_finite(value)) {
-    return Error{ErrorCode::kCorrupt, tensor + " holds values that are not finite"};
-  }
+  ASSIGN_OR_RETURN(at::Tensor value, file.read(name, to.device));
+  g_bytes_read += static_cast<int64_t>(entry.end - entry.begin);
   try {
-    return value.to(to.device, to.type);
+    if (!all_finite(value)) {
+      return Error{ErrorCode::kCorrupt, tensor + " holds values that are not finite"};
+    }
+    return value.to(to.type);
   } catch (const std::exception& e) {
     return Error{ErrorCode::kNoSpace, "not enough memory for " + tensor, e.what()};
   }
+}
+
+int64_t Checkpoint::bytes_read() {
+  return g_bytes_read;
 }
 
 std::vector<std::string> Checkpoint::names() const {

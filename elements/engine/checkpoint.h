@@ -35,6 +35,8 @@ class Checkpoint {
   // size.
   Result<at::Tensor> load(const std::string& name, const std::vector<int64_t>& shape,
                           const StageDevice& to) const;
+  // Bytes of tensors that the calling thread has loaded, of all checkpoints.
+  static int64_t bytes_read();
   std::vector<std::string> names() const;
   int64_t byte_size() const;  // of all tensors, as stored
   const std::string& location() const { return location_; }

@@ -1,13 +1,20 @@
 #include "engine/safetensors.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
+#include <mutex>
 #include <string_view>
 
 #include "engine/safetensors_header.h"
@@ -160,7 +167,7 @@ Result<void> SafetensorsFile::check_layout() const {
   return {};
 }
 
-Result<at::Tensor> SafetensorsFile::read(const std::string& name) const {
+Result<at::Tensor> SafetensorsFile::read(const std::string& name, at::Device device) const {
   const auto found = entries_.find(name);
   if (found == entries_.end()) return corrupt(path_, "holds no tensor \"" + printable(name) + "\"");
   const TensorEntry& entry = found->second;
@@ -169,10 +176,11 @@ Result<at::Tensor> SafetensorsFile::read(const std::string& name) const {
     return corrupt(path_, "changed its size since it was opened; load the model again");
   }
   try {
-    at::Tensor tensor = at::empty(entry.shape, entry.type);
+    at::Tensor tensor = at::empty(entry.shape, at::TensorOptions(entry.type).device(device));
     if (entry.end > entry.begin) {
-      const auto e =
-          read_all(fd_, data_ + entry.begin, tensor.mutable_data_ptr(), entry.end - entry.begin);
+      const auto e = device.is_cpu() ? read_all(fd_, data_ + entry.begin, tensor.mutable_data_ptr(),
+                                                entry.end - entry.begin)
+                                     : read_to_device(entry, tensor);
       if (!e.empty()) {
         return Error{ErrorCode::kOpenRead,
                      path_ + ": tensor \"" + printable(name) + "\" cannot be read: " + e};
@@ -187,7 +195,44 @@ Result<at::Tensor> SafetensorsFile::read(const std::string& name) const {
   }
 }
 
+// One thread reads its part of the file while another's is on the bus; each waits for its own copy,
+// which keeps the bus busy with a few threads.
+std::string SafetensorsFile::read_to_device(const TensorEntry& entry,
+                                            const at::Tensor& tensor) const {
+  constexpr int64_t kPart = 8 << 20;
+  const auto bytes = static_cast<int64_t>(entry.end - entry.begin);
+  const at::Tensor to = tensor.view({-1}).view(at::kByte);
+  const c10::Stream stream =
+      c10::impl::VirtualGuardImpl(tensor.device().type()).getStream(tensor.device());
+  std::mutex mutex;
+  std::string failed;
+  at::parallel_for(0, (bytes + kPart - 1) / kPart, 1, [&](int64_t first, int64_t last) {
+    const c10::InferenceMode inference;
+    const c10::StreamGuard guard(stream);
+    const at::Tensor pinned =
+        at::empty({std::min(bytes, kPart)}, at::TensorOptions(at::kByte).pinned_memory(true));
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t begin = part * kPart, n = std::min(kPart, bytes - begin);
+      const auto e = read_all(fd_, data_ + entry.begin + static_cast<uint64_t>(begin),
+                              pinned.mutable_data_ptr(), static_cast<uint64_t>(n));
+      if (!e.empty()) {
+        const std::lock_guard lock(mutex);
+        failed = e;
+        return;
+      }
+      to.narrow(0, begin, n).copy_(pinned.narrow(0, 0, n));
+    }
+  });
+  return failed;
+}
+
 bool all_finite(const at::Tensor& tensor) {
+  if (!tensor.device().is_cpu()) {
+    if (tensor.numel() == 0 || !tensor.is_floating_point()) return true;
+    // Not a number wins either way, and infinity one of them; no temporary of the tensor's size.
+    const auto [low, high] = at::aminmax(tensor);
+    return std::isfinite(low.item<double>()) && std::isfinite(high.item<double>());
+  }
   const void* data = tensor.const_data_ptr();
   const int64_t n = tensor.numel();
   switch (tensor.scalar_type()) {

@@ -36,13 +36,16 @@ class SafetensorsFile {
   const std::map<std::string, TensorEntry>& entries() const { return entries_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   // A copy in our own memory, read with pread: a mapping of a file that shrinks later would raise
-  // SIGBUS. Checks that the file still has the size it had at open().
-  Result<at::Tensor> read(const std::string& name) const;
+  // SIGBUS. Checks that the file still has the size it had at open(). To a GPU by way of pinned
+  // memory, by as many threads as a torch operation of the calling thread has; on its current
+  // stream, and waits.
+  Result<at::Tensor> read(const std::string& name, at::Device device = at::kCPU) const;
 
  private:
   SafetensorsFile() = default;
   Result<std::string> read_header();
   Result<void> check_layout() const;
+  std::string read_to_device(const TensorEntry& entry, const at::Tensor& tensor) const;
   std::string path_;
   int fd_ = -1;
   uint64_t size_ = 0;
@@ -51,7 +54,8 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-// Whether all values of a contiguous floating-point CPU tensor are finite (true for other types).
+// Whether all values of a contiguous floating-point tensor are finite (true for other types).
+// Throws c10::Error on a GPU.
 bool all_finite(const at::Tensor& tensor);
 
 }  // namespace minicpmo

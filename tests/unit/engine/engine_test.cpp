@@ -5,7 +5,7 @@
 
 #include <thread>
 
-#include "backend/device.h"
+#include "backend/cuda_devices.h"
 #include "common/stage.h"
 #include "test_files.h"
 
@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 constexpr Stage kStages[] = {Stage::kAudioEncoder, Stage::kLanguageModel, Stage::kSpeechModel,
                              Stage::kVocoder};
 
-EngineOptions options(const std::string& model, const std::string& device = "auto",
+EngineOptions options(const std::string& model, const std::string& device = "cpu",
                       const std::string& precision = "auto") {
   return {model, device, precision};
 }
@@ -112,16 +112,27 @@ TEST(OpenEngine, RefusesUnknownDevicesAndPrecisions) {
   }
 }
 
-TEST(OpenEngine, CudaIsRefusedWithTheReason) {
+bool has_gpu() {
+  const auto devices = list_cuda_devices();
+  return devices.ok() && !devices->empty();
+}
+
+TEST(OpenEngine, WithoutAGpuCudaIsRefusedWithTheReason) {
+  if (has_gpu()) GTEST_SKIP() << "this machine has a GPU";
   for (const char* device : {"cuda", "cuda:0", "cuda:7"}) {
-    const auto result = open_engine(options(MODEL_DIR, device));
-    ASSERT_FALSE(result.ok());
-    const Error& error = result.error();
-    EXPECT_TRUE(error.code == ErrorCode::kNotFound || error.code == ErrorCode::kSettings);
-    EXPECT_NE(error.message.find("\"" + std::string(device) + "\""), std::string::npos)
-        << error.message;
-    EXPECT_NE(error.message.find("device=cpu"), std::string::npos) << error.message;
+    EXPECT_TRUE(fails(open_engine(options(MODEL_DIR, device)), ErrorCode::kNotFound,
+                      {"\"" + std::string(device) + "\"", "NVIDIA driver", "set device=cpu"}));
   }
+}
+
+TEST(OpenEngine, WithoutAGpuAutoIsTheCpuAndSaysWhy) {
+  if (has_gpu()) GTEST_SKIP() << "this machine has a GPU";
+  const auto engine = open_engine(options(MODEL_DIR, "auto"));
+  ASSERT_TRUE(engine.ok()) << engine.error().message;
+  EXPECT_EQ((*engine)->info().device, "cpu");
+  EXPECT_EQ((*engine)->info().precision, "float32");
+  EXPECT_NE((*engine)->info().notes.find("device=auto is the CPU: "), std::string::npos);
+  EXPECT_NE((*engine)->info().notes.find("NVIDIA driver"), std::string::npos);
 }
 
 TEST(OpenEngine, SaysWhichFileIsMissing) {
