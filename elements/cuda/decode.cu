@@ -12,8 +12,8 @@ namespace {
 
 constexpr size_t kAlign = 256;
 
-// A row of a short or middling input is one batch; a long one is read in batches of 14 (or 2 x 7)
-// vectors a lane.
+// A row of a short or middling input is one batch, a long one several. The shapes are the best ones
+// of tests/cuda/gemv_tuning.cu on an H100 that leave room for the next kernel beside them.
 constexpr int kShortChunks = 3, kMiddleChunks = 12;
 
 template <Epilogue kEpilogue>
@@ -21,11 +21,10 @@ cudaError_t run_gemv(const GemvArgs& args, int processors, bool overlap, cudaStr
   constexpr bool kGate = kEpilogue == Epilogue::kGate;
   constexpr bool kAdd = kEpilogue == Epilogue::kAdd;
   if (args.k / 8 <= kShortChunks * 32) {
-    return launch_gemv < kEpilogue,
-           kGate  ? 4
-           : kAdd ? 1
-                  : 2,
-           kShortChunks, 256, 3 > (args, 4 * processors, overlap, stream);
+    if constexpr (kGate) {
+      return launch_gemv<kEpilogue, 2, kShortChunks, 512, 2>(args, 2 * processors, overlap, stream);
+    }
+    return launch_gemv<kEpilogue, 2, kShortChunks, 256, 3>(args, 4 * processors, overlap, stream);
   }
   if constexpr (kAdd) {
     if (args.k / 8 <= kMiddleChunks * 32) {
@@ -33,8 +32,13 @@ cudaError_t run_gemv(const GemvArgs& args, int processors, bool overlap, cudaStr
                                                               stream);
     }
   }
-  return launch_gemv < kEpilogue, kGate ? 2 : 1, kGate ? 7 : 14, 384,
-         2 > (args, processors, overlap, stream);
+  if constexpr (kGate) {
+    return launch_gemv<kEpilogue, 2, 4, 512, 2>(args, processors, overlap, stream);
+  } else if constexpr (kAdd) {
+    return launch_gemv<kEpilogue, 1, 7, 512, 2>(args, processors, overlap, stream);
+  } else {
+    return launch_gemv<kEpilogue, 1, 14, 384, 2>(args, processors, overlap, stream);
+  }
 }
 
 __global__ void __launch_bounds__(1024)
@@ -104,8 +108,7 @@ cudaError_t DecodeStep::init(const DecoderShape& shape, const DecoderWeights& we
   shape_ = shape;
   weights_ = weights;
   overlap_ = overlap && major >= 9;
-  const int most = (weights.capacity + kRowsPerSplit - 1) / kRowsPerSplit;
-  splits_ = std::clamp(processors_ / shape.kv_heads, 1, std::min(most, kMostSplits));
+  splits_ = std::clamp(processors_ / shape.kv_heads, 1, kMostSplits);
   const size_t group = shape.heads / shape.kv_heads, wide = shape.heads * shape.head_dim;
   const size_t floats[] = {static_cast<size_t>(shape.hidden),
                            wide + 2 * shape.kv_heads * shape.head_dim,

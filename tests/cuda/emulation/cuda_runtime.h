@@ -31,6 +31,9 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
@@ -235,7 +238,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t n, cudaMem
   return std::memcpy(to, from, n), cudaSuccess;
 }
 using cudaEvent_t = int*;
-enum { cudaEventDisableTiming = 2 };
+enum { cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, int) {
   return *e = new int(0), cudaSuccess;
 }
