@@ -1,117 +1,70 @@
-// minicpmo-ask: asks one question (a sound file or typed text), prints the words as they come,
-// writes the spoken answer as a WAV file, and prints time to first audio (TTFB) and realtime factor
-// (RTF).
+// minicpmo-ask: asks questions (sound files or typed text), prints the words as they come, writes
+// the spoken answer as a WAV file, and prints time to first audio (TTFB) and realtime factor (RTF).
+// Each sound file is a conversation of its own; typed questions follow each other in one.
 //
 //   TTFB: from the moment the whole question is in (its last sample, or the text, has been handed
-//   to the first model
-//         element) to the first PCM buffer leaving the vocoder. The file is read as fast as it can
-//         be, so encoding the whole question counts, unless --realtime paces it like a microphone.
+//   to the first model element) to the first PCM buffer leaving the vocoder. The file is read as
+//   fast as it can be, so encoding the whole question counts, unless --realtime paces it like a
+//   microphone.
 //   RTF:  (last PCM buffer - end of the question) / seconds of speech made. Below 1 is faster than
 //   speech.
 
-#include <gst/app/gstappsink.h>
+#include <gst/app/gstappsrc.h>
 #include <gst/gst.h>
+#include <sys/resource.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "gpu_memory.h"
+#include "turn_clock.h"
 
 namespace {
 
-constexpr int kSampleRate = 24000;
+using minicpmo::TurnClock;
 
 struct Options {
   ~Options() {
-    for (gchar* s : {model, device, precision, text, output, output_dir, system_prompt}) g_free(s);
+    for (gchar* s : {model, device, precision, output, output_dir, system_prompt}) g_free(s);
+    g_strfreev(text);
     g_strfreev(questions);
   }
   gchar* model = nullptr;
   gchar* device = nullptr;
   gchar* precision = nullptr;
-  gchar* text = nullptr;
   gchar* output = nullptr;
   gchar* output_dir = nullptr;
   gchar* system_prompt = nullptr;
   gboolean codes = FALSE;
   gboolean upstream = FALSE;
   gboolean realtime = FALSE;
+  gboolean rtp = FALSE;
   gboolean json = FALSE;
+  gint max_new_tokens = 0;
+  gint max_codes = 0;
   gint runs = 1;
+  gchar** text = nullptr;
   gchar** questions = nullptr;
-};
-
-// What one run measures; written by streaming threads, read after EOS.
-struct Turn {
-  std::atomic<gint64> question_end{0};
-  std::atomic<gint64> first_word{0};
-  std::atomic<gint64> first_audio{0};
-  std::atomic<gint64> last_audio{0};
-  std::atomic<gint64> samples{0};
-  std::string text;
-  bool print_words = true;
 };
 
 struct Unref {
   void operator()(GstElement* e) const { gst_object_unref(e); }
   void operator()(GstContext* c) const { gst_context_unref(c); }
   void operator()(GstMessage* m) const { gst_message_unref(m); }
+  void operator()(GstBus* b) const { gst_object_unref(b); }
   void operator()(GError* e) const { g_error_free(e); }
   void operator()(GOptionContext* c) const { g_option_context_free(c); }
   void operator()(gchar* s) const { g_free(s); }
 };
 template <class T>
 using Ref = std::unique_ptr<T, Unref>;
-
-GstPadProbeReturn on_question(GstPad*, GstPadProbeInfo* info, gpointer data) {
-  auto* turn = static_cast<Turn*>(data);
-  if (GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) {
-    turn->question_end = g_get_monotonic_time();
-  } else if (GST_EVENT_TYPE(GST_PAD_PROBE_INFO_EVENT(info)) == GST_EVENT_EOS) {
-    turn->question_end = g_get_monotonic_time();
-  }
-  return GST_PAD_PROBE_OK;
-}
-
-GstPadProbeReturn on_words(GstPad*, GstPadProbeInfo* info, gpointer data) {
-  auto* turn = static_cast<Turn*>(data);
-  GstMapInfo map;
-  if (!gst_buffer_map(GST_PAD_PROBE_INFO_BUFFER(info), &map, GST_MAP_READ)) return GST_PAD_PROBE_OK;
-  if (map.size > 0) {
-    gint64 none = 0;
-    turn->first_word.compare_exchange_strong(none, g_get_monotonic_time());
-    turn->text.append(reinterpret_cast<const char*>(map.data), map.size);
-    if (turn->print_words) {
-      fwrite(map.data, 1, map.size, stdout);
-      fflush(stdout);
-    }
-  }
-  gst_buffer_unmap(GST_PAD_PROBE_INFO_BUFFER(info), &map);
-  return GST_PAD_PROBE_OK;
-}
-
-GstPadProbeReturn on_audio(GstPad*, GstPadProbeInfo* info, gpointer data) {
-  auto* turn = static_cast<Turn*>(data);
-  const gsize size = gst_buffer_get_size(GST_PAD_PROBE_INFO_BUFFER(info));
-  if (size == 0) return GST_PAD_PROBE_OK;
-  const gint64 now = g_get_monotonic_time();
-  gint64 none = 0;
-  turn->first_audio.compare_exchange_strong(none, now);
-  turn->last_audio = now;
-  turn->samples += size / sizeof(float);
-  return GST_PAD_PROBE_OK;
-}
-
-void add_probe(GstElement* pipeline, const char* element, const char* pad_name,
-               GstPadProbeType type, GstPadProbeCallback callback, Turn* turn) {
-  Ref<GstElement> e(gst_bin_get_by_name(GST_BIN(pipeline), element));
-  GstPad* pad = gst_element_get_static_pad(e.get(), pad_name);
-  gst_pad_add_probe(pad, type, callback, turn, nullptr);
-  gst_object_unref(pad);
-}
 
 std::string quoted(const char* value) {
   std::string out = "\"";
@@ -130,6 +83,11 @@ std::string common_properties(const Options& options) {
   return p;
 }
 
+// "" if it was not given: the element's own default.
+std::string limit(const char* property, gint value) {
+  return value > 0 ? std::string(" ") + property + "=" + std::to_string(value) : "";
+}
+
 std::string launch_line(const Options& options, const char* question, const std::string& wav) {
   const std::string common = common_properties(options);
   const std::string compatibility = options.upstream ? " compatibility=upstream" : "";
@@ -141,93 +99,170 @@ std::string launch_line(const Options& options, const char* question, const std:
     if (options.realtime) line += "identity sync=true ! ";
     line += "minicpmoaudioenc name=first" + common + " ! queue ! ";
   } else {
-    line = "appsrc name=typed format=time caps=text/x-raw,format=utf8 ! identity name=first ! ";
+    line = "appsrc name=typed format=time caps=text/x-raw,format=utf8 ! ";
   }
   line += "minicpmollm name=llm" + common + compatibility;
+  line += limit("max-new-tokens", options.max_new_tokens);
   if (options.system_prompt) line += " system-prompt=" + quoted(options.system_prompt);
-  line += " ! queue ! minicpmotts" + common + compatibility;
+  line += " ! queue ! minicpmotts name=tts" + common + compatibility;
+  line += limit("max-codes", options.max_codes);
   if (options.codes && !wav.empty()) {
     line += " ! tee name=codes ! queue ! filesink async=false location=" +
             quoted((wav + ".codes.part").c_str()) + " codes.";
   }
   line += " ! queue ! minicpmovocoder name=vocoder" + common + compatibility;
+  if (options.rtp) {
+    line +=
+        " ! tee name=sound ! queue ! audioconvert ! audioresample ! opusenc ! "
+        "rtpopuspay name=rtp ! fakesink sync=false async=false sound. ! queue";
+  }
   if (wav.empty()) return line + " ! fakesink sync=false";
   return line +
          " ! audioconvert dithering=none ! audio/x-raw,format=S16LE ! wavenc ! filesink location=" +
          quoted((wav + ".part").c_str());
 }
 
-// Runs the pipeline to its end. Returns false after printing the error. Keeps the model's context
-// for the next run.
-bool run_to_end(GstElement* pipeline, const Options& options, Ref<GstContext>* model) {
-  if (*model) gst_element_set_context(pipeline, model->get());
-  gst_element_set_state(pipeline, GST_STATE_PLAYING);
-  if (options.text) {
-    Ref<GstElement> source(gst_bin_get_by_name(GST_BIN(pipeline), "typed"));
-    GstBuffer* buffer = gst_buffer_new_memdup(options.text, strlen(options.text));
-    GST_BUFFER_PTS(buffer) = 0;
-    GstFlowReturn flow;
-    g_signal_emit_by_name(source.get(), "push-buffer", buffer, &flow);
-    gst_buffer_unref(buffer);
-    g_signal_emit_by_name(source.get(), "end-of-stream", &flow);
+void print_problem(GstMessage* message) {
+  GError* error = nullptr;
+  gchar* debug = nullptr;
+  const bool fatal = GST_MESSAGE_TYPE(message) == GST_MESSAGE_ERROR;
+  if (fatal) {
+    gst_message_parse_error(message, &error, &debug);
+  } else {
+    gst_message_parse_warning(message, &error, &debug);
   }
-  GstBus* bus = gst_element_get_bus(pipeline);
-  bool ok = true, done = false;
-  while (!done) {
+  Ref<GError> owned(error);
+  Ref<gchar> owned_debug(debug);
+  fprintf(stderr, "%s: %s\n", fatal ? "error" : "warning", error->message);
+  // Behind the place in the source, which is for developers, may be a line that says more.
+  const char* more = fatal && debug ? strchr(debug, '\n') : nullptr;
+  if (more) fprintf(stderr, "  %s\n", more + 1);
+}
+
+// One pipeline, and what is said in it.
+class Conversation {
+ public:
+  // Keeps the model's context in `model`, for the next conversation.
+  Conversation(const Options& options, GstElement* pipeline, Ref<GstContext>* model)
+      : options_(options), clock_(!options.json), model_(model), pipeline_(pipeline) {
+    clock_.watch(pipeline);
+    if (*model_) gst_element_set_context(pipeline, model_->get());
+  }
+
+  // Loads the model, then asks. False after printing an error.
+  bool run(const char* question) {
+    GstElement* pipeline = pipeline_.get();
+    bus_.reset(gst_element_get_bus(pipeline));
+    const gint64 start = g_get_monotonic_time();
+    // On an error the bus tells what it was.
+    gst_element_set_state(pipeline, GST_STATE_READY);
+    load_ms_ = static_cast<double>(g_get_monotonic_time() - start) / 1000;
+    clock_.begin_turn();
+    gst_element_set_state(pipeline, GST_STATE_PLAYING);
+    const bool ok = question ? hear(question) : type();
+    gst_element_set_state(pipeline, GST_STATE_NULL);
+    return ok;
+  }
+
+  const nlohmann::json& turns() const { return turns_; }
+
+ private:
+  bool hear(const char* question) {
+    const bool ok = wait_for_end();
+    report(question);
+    return ok;
+  }
+
+  // Each text when the answer to the one before has left the vocoder.
+  bool type() {
+    Ref<GstElement> source(gst_bin_get_by_name(GST_BIN(pipeline_.get()), "typed"));
+    GstClockTime time = 0;
+    for (gchar** text = options_.text; *text; ++text) {
+      GstBuffer* buffer = gst_buffer_new_memdup(*text, strlen(*text));
+      GST_BUFFER_PTS(buffer) = time++;
+      const guint64 refused = refused_questions();
+      clock_.begin_turn();
+      gst_app_src_push_buffer(GST_APP_SRC(source.get()), buffer);
+      const bool last = text[1] == nullptr;
+      if (last) gst_app_src_end_of_stream(GST_APP_SRC(source.get()));
+      const bool ok = last ? wait_for_end() : wait_for_answer(refused);
+      report(*text);
+      if (!ok) return false;
+    }
+    return true;
+  }
+
+  // Until the answer has left the vocoder, or one more question was refused than `refused`.
+  bool wait_for_answer(guint64 refused) {
+    constexpr GstClockTime kLook = 2 * GST_MSECOND;
+    while (!clock_.turn_ended() && refused_questions() == refused) {
+      if (const auto ended = look(kLook)) return *ended;
+    }
+    return true;
+  }
+
+  guint64 refused_questions() const {
+    Ref<GstElement> llm(gst_bin_get_by_name(GST_BIN(pipeline_.get()), "llm"));
+    GstStructure* stats = nullptr;
+    g_object_get(llm.get(), "stats", &stats, nullptr);
+    guint64 refused = 0;
+    gst_structure_get_uint64(stats, "refused", &refused);
+    gst_structure_free(stats);
+    return refused;
+  }
+
+  bool wait_for_end() {
+    for (;;) {
+      if (const auto ended = look(GST_CLOCK_TIME_NONE)) return *ended;
+    }
+  }
+
+  // The next message, if one comes in time. Whether the pipeline came to a good end, once it has.
+  std::optional<bool> look(GstClockTime timeout) {
     Ref<GstMessage> message(gst_bus_timed_pop_filtered(
-        bus, GST_CLOCK_TIME_NONE,
+        bus_.get(), timeout,
         static_cast<GstMessageType>(GST_MESSAGE_EOS | GST_MESSAGE_ERROR | GST_MESSAGE_WARNING |
                                     GST_MESSAGE_HAVE_CONTEXT)));
+    if (!message) return std::nullopt;
     switch (GST_MESSAGE_TYPE(message.get())) {
       case GST_MESSAGE_EOS:
-        done = true;
-        break;
+        return true;
       case GST_MESSAGE_HAVE_CONTEXT: {
         GstContext* context = nullptr;
         gst_message_parse_have_context(message.get(), &context);
         Ref<GstContext> owned(context);
-        if (gst_context_has_context_type(context, "gst.minicpmo.Model")) *model = std::move(owned);
-        break;
+        if (gst_context_has_context_type(context, "gst.minicpmo.Model")) *model_ = std::move(owned);
+        return std::nullopt;
       }
-      default: {
-        GError* error = nullptr;
-        gchar* debug = nullptr;
-        const bool fatal = GST_MESSAGE_TYPE(message.get()) == GST_MESSAGE_ERROR;
-        if (fatal) {
-          gst_message_parse_error(message.get(), &error, &debug);
-        } else {
-          gst_message_parse_warning(message.get(), &error, &debug);
-        }
-        Ref<GError> owned(error);
-        Ref<gchar> owned_debug(debug);
-        fprintf(stderr, "%s: %s\n", fatal ? "error" : "warning", error->message);
-        // Behind the place in the source, which is for developers, may be a line that says more.
-        const char* more = fatal && debug ? strchr(debug, '\n') : nullptr;
-        if (more) fprintf(stderr, "  %s\n", more + 1);
-        if (fatal) ok = false, done = true;
-      }
+      case GST_MESSAGE_ERROR:
+        print_problem(message.get());
+        return false;
+      default:
+        print_problem(message.get());
+        return std::nullopt;
     }
   }
-  gst_element_set_state(pipeline, GST_STATE_NULL);
-  gst_object_unref(bus);
-  return ok;
-}
 
-double milliseconds(gint64 from, gint64 to) {
-  return to > 0 ? (to - from) / 1000.0 : -1;
-}
+  void report(const char* question) {
+    if (!options_.json) printf("\n");
+    nlohmann::json turn = minicpmo::measure(clock_.take_turn());
+    turn["question"] = question;
+    turn["load_ms"] = load_ms_;
+    const int64_t gpu = minicpmo::gpu_memory_used(0);
+    if (gpu >= 0) turn["gpu_memory_mib"] = gpu >> 20;
+    rusage usage{};
+    if (getrusage(RUSAGE_SELF, &usage) == 0) turn["host_memory_mib"] = usage.ru_maxrss >> 10;
+    turns_.push_back(std::move(turn));
+  }
 
-nlohmann::json report(const Turn& turn, const char* question) {
-  const double seconds = turn.samples / static_cast<double>(kSampleRate);
-  nlohmann::json r;
-  r["question"] = question;
-  r["text"] = turn.text;
-  r["first_word_ms"] = milliseconds(turn.question_end, turn.first_word);
-  r["ttfb_ms"] = milliseconds(turn.question_end, turn.first_audio);
-  r["audio_seconds"] = seconds;
-  r["rtf"] = seconds > 0 ? milliseconds(turn.question_end, turn.last_audio) / 1000 / seconds : -1;
-  return r;
-}
+  const Options& options_;
+  TurnClock clock_;
+  Ref<GstContext>* const model_;
+  const Ref<GstElement> pipeline_;
+  Ref<GstBus> bus_;
+  double load_ms_ = 0;
+  nlohmann::json turns_ = nlohmann::json::array();
+};
 
 std::string wav_path(const Options& options, const char* question) {
   if (options.output_dir && question) {
@@ -273,30 +308,23 @@ bool ask(const Options& options, const char* question, Ref<GstContext>* model,
     if (parsed) gst_object_unref(parsed);
     return false;
   }
-  Ref<GstElement> pipeline(parsed);
   if (question) {
     // Not by the line above, which has to be UTF-8: a file may have any name.
-    Ref<GstElement> source(gst_bin_get_by_name(GST_BIN(pipeline.get()), "question"));
+    Ref<GstElement> source(gst_bin_get_by_name(GST_BIN(parsed), "question"));
     g_object_set(source.get(), "location", question, nullptr);
   }
-  Turn turn;
-  turn.print_words = !options.json;
-  add_probe(
-      pipeline.get(), "first", question ? "sink" : "src",
-      static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM),
-      on_question, &turn);
-  add_probe(pipeline.get(), "llm", "src", GST_PAD_PROBE_TYPE_BUFFER, on_words, &turn);
-  add_probe(pipeline.get(), "vocoder", "src", GST_PAD_PROBE_TYPE_BUFFER, on_audio, &turn);
-  const bool ok = run_to_end(pipeline.get(), options, model);
-  if (turn.print_words) printf("\n");
+  Conversation conversation(options, parsed, model);
+  const bool ok = conversation.run(question);
   if (!wav.empty() && !take_place(wav, ok)) return false;
   if (options.codes && !wav.empty() && !take_place(wav + ".codes", ok)) return false;
-  nlohmann::json r = report(turn, question ? question : options.text);
-  if (!wav.empty()) r["wav"] = wav;
-  results->push_back(r);
-  if (!options.json && ok) {
-    printf("answer: %s (%.2f s)   TTFB: %.1f ms   RTF: %.3f\n", wav.c_str(),
-           r["audio_seconds"].get<double>(), r["ttfb_ms"].get<double>(), r["rtf"].get<double>());
+  for (nlohmann::json turn : conversation.turns()) {
+    if (!wav.empty()) turn["wav"] = wav;
+    if (!options.json && ok) {
+      printf("answer: %s (%.2f s)   TTFB: %.1f ms   RTF: %.3f\n", wav.c_str(),
+             turn["audio_seconds"].get<double>(), turn["ttfb_ms"].get<double>(),
+             turn["rtf"].get<double>());
+    }
+    results->push_back(std::move(turn));
   }
   return ok;
 }
@@ -308,8 +336,8 @@ GOptionContext* command_line(Options* o) {
       {"device", 'd', 0, G_OPTION_ARG_STRING, &o->device, "auto, cpu or cuda:N", "DEVICE"},
       {"precision", 'p', 0, G_OPTION_ARG_STRING, &o->precision, "auto, float32 or bfloat16",
        "TYPE"},
-      {"text", 't', 0, G_OPTION_ARG_STRING, &o->text, "Type the question instead of speaking it",
-       "TEXT"},
+      {"text", 't', 0, G_OPTION_ARG_STRING_ARRAY, &o->text,
+       "Type the question instead of speaking it; several are one conversation", "TEXT"},
       {"output", 'o', 0, G_OPTION_ARG_FILENAME, &o->output, "WAV to write (default answer.wav)",
        "FILE"},
       {"output-dir", 0, 0, G_OPTION_ARG_FILENAME, &o->output_dir, "Write one WAV per question here",
@@ -321,8 +349,14 @@ GOptionContext* command_line(Options* o) {
       {"upstream", 0, 0, G_OPTION_ARG_NONE, &o->upstream, "compatibility=upstream", nullptr},
       {"realtime", 0, 0, G_OPTION_ARG_NONE, &o->realtime,
        "Feed the question at the pace it was spoken", nullptr},
-      {"runs", 'n', 0, G_OPTION_ARG_INT, &o->runs, "Ask N times, each in a new session (default 1)",
+      {"rtp", 0, 0, G_OPTION_ARG_NONE, &o->rtp, "Also make Opus in RTP packets; time the first one",
+       nullptr},
+      {"max-new-tokens", 0, 0, G_OPTION_ARG_INT, &o->max_new_tokens, "Longest answer, in tokens",
        "N"},
+      {"max-codes", 0, 0, G_OPTION_ARG_INT, &o->max_codes,
+       "Longest segment of speech, in codes of 21.3 ms", "N"},
+      {"runs", 'n', 0, G_OPTION_ARG_INT, &o->runs,
+       "Ask everything N times, each in a new session (default 1)", "N"},
       {"json", 0, 0, G_OPTION_ARG_NONE, &o->json, "Print one JSON array, and no WAV unless -o",
        nullptr},
       {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &o->questions, nullptr,

@@ -1,0 +1,206 @@
+#include "turn_clock.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+namespace minicpmo {
+namespace {
+
+constexpr double kSampleRate = 24000;
+constexpr int kTokensPerBurst = 3;
+
+double milliseconds(Moment from, Moment to) {
+  return static_cast<double>(to - from) / 1000;
+}
+
+double seconds_of(gsize samples) {
+  return static_cast<double>(samples) / kSampleRate;
+}
+
+// Time of one token of the language model while nothing else runs: between bursts before the speech
+// model's first text. 0 if there are no two.
+double token_ms(const Turn& turn) {
+  double best = 0;
+  for (size_t i = 1; i < turn.bursts.size() && turn.bursts[i] <= turn.text_in; ++i) {
+    const double time = milliseconds(turn.bursts[i - 1], turn.bursts[i]) / kTokensPerBurst;
+    if (best == 0 || time < best) best = time;
+  }
+  return best;
+}
+
+// Where the time to the first sound went; the parts add up to it. What is prefill and what decoding
+// within the first burst is estimated from the tokens behind it.
+nlohmann::json parts(const Turn& turn) {
+  const Moment heard = std::max(turn.question_end, turn.encoded);
+  const double first_burst = milliseconds(heard, turn.answer_begun);
+  const double decode = std::min(first_burst, (kTokensPerBurst - 1) * token_ms(turn));
+  return {{"encode", milliseconds(turn.question_end, heard)},
+          {"prefill", first_burst - decode},
+          {"decode", decode + milliseconds(turn.answer_begun, turn.text_in)},
+          {"speech", milliseconds(turn.text_in, turn.codes)},
+          {"vocoder", milliseconds(turn.codes, turn.chunks[0].ready)}};
+}
+
+// The longest wait for a chunk after the first, in its own durations: above 1, sound that is played
+// as it comes may stop.
+double worst_chunk(const std::vector<Chunk>& chunks) {
+  double worst = 0;
+  for (size_t i = 1; i < chunks.size(); ++i) {
+    const double wait = milliseconds(chunks[i - 1].ready, chunks[i].ready) / 1000;
+    worst = std::max(worst, wait / seconds_of(chunks[i].samples));
+  }
+  return worst;
+}
+
+// How long sound that is played from its first sample on stops for lack of more.
+double underrun_ms(const std::vector<Chunk>& chunks) {
+  double stopped = 0;
+  gsize before = 0;
+  for (const Chunk& chunk : chunks) {
+    const double played_out = seconds_of(before) * 1000 + stopped;
+    stopped += std::max(0.0, milliseconds(chunks[0].ready, chunk.ready) - played_out);
+    before += chunk.samples;
+  }
+  return stopped;
+}
+
+}  // namespace
+
+nlohmann::json measure(const Turn& turn) {
+  nlohmann::json r = {{"text", turn.text}, {"first_word_ms", -1}, {"ttfb_ms", -1}, {"rtf", -1}};
+  gsize samples = 0;
+  for (const Chunk& chunk : turn.chunks) samples += chunk.samples;
+  const double seconds = seconds_of(samples);
+  r["audio_seconds"] = seconds;
+  r["chunks"] = turn.chunks.size();
+  if (!turn.bursts.empty()) r["first_word_ms"] = milliseconds(turn.question_end, turn.bursts[0]);
+  if (turn.packet != 0) r["first_packet_ms"] = milliseconds(turn.question_end, turn.packet);
+  if (turn.chunks.empty()) return r;
+  const Moment first = turn.chunks.front().ready, last = turn.chunks.back().ready;
+  r["ttfb_ms"] = milliseconds(turn.question_end, first);
+  r["rtf"] = milliseconds(turn.question_end, last) / 1000 / seconds;
+  r["steady_rtf"] = milliseconds(first, last) / 1000 / seconds;
+  r["worst_chunk"] = worst_chunk(turn.chunks);
+  r["underrun_ms"] = underrun_ms(turn.chunks);
+  if (turn.answer_begun != 0 && turn.text_in != 0 && turn.codes != 0) {
+    r["parts_ms"] = parts(turn);
+    r["token_ms"] = token_ms(turn);
+  }
+  return r;
+}
+
+void TurnClock::begin_turn() {
+  std::lock_guard lock(mutex_);
+  turn_ = {};
+  ended_ = false;
+  turn_.question_end = g_get_monotonic_time();
+}
+
+bool TurnClock::turn_ended() const {
+  std::lock_guard lock(mutex_);
+  return ended_;
+}
+
+Turn TurnClock::take_turn() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(turn_, {});
+}
+
+GstPadProbeReturn TurnClock::on_probe(GstPad*, GstPadProbeInfo* info, gpointer data) {
+  const auto* probe = static_cast<Probe*>(data);
+  (probe->clock->*probe->note)(info);
+  return GST_PAD_PROBE_OK;
+}
+
+void TurnClock::add_probe(GstElement* pipeline, const char* element, const char* pad_name,
+                          GstPadProbeType type, Note note) {
+  GstElement* e = gst_bin_get_by_name(GST_BIN(pipeline), element);
+  if (e == nullptr) return;
+  GstPad* pad = gst_element_get_static_pad(e, pad_name);
+  gst_pad_add_probe(pad, type, on_probe, new Probe{this, note},
+                    [](gpointer probe) { delete static_cast<Probe*>(probe); });
+  gst_object_unref(pad);
+  gst_object_unref(e);
+}
+
+void TurnClock::watch(GstElement* pipeline) {
+  const auto both =
+      static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM);
+  const auto packets =
+      static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_BUFFER_LIST);
+  add_probe(pipeline, "first", "sink", both, &TurnClock::note_question);
+  add_probe(pipeline, "first", "src", GST_PAD_PROBE_TYPE_BUFFER, &TurnClock::note_embeddings);
+  add_probe(pipeline, "llm", "src", both, &TurnClock::note_words);
+  add_probe(pipeline, "tts", "sink", GST_PAD_PROBE_TYPE_BUFFER, &TurnClock::note_text_in);
+  add_probe(pipeline, "tts", "src", GST_PAD_PROBE_TYPE_BUFFER, &TurnClock::note_codes);
+  add_probe(pipeline, "vocoder", "src", both, &TurnClock::note_sound);
+  add_probe(pipeline, "rtp", "src", packets, &TurnClock::note_packet);
+}
+
+void TurnClock::note_question(GstPadProbeInfo* info) {
+  GstEvent* event = GST_PAD_PROBE_INFO_EVENT(info);
+  const bool buffer = (GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) != 0;
+  std::lock_guard lock(mutex_);
+  if (buffer || GST_EVENT_TYPE(event) == GST_EVENT_EOS) turn_.question_end = g_get_monotonic_time();
+}
+
+void TurnClock::note_embeddings(GstPadProbeInfo*) {
+  std::lock_guard lock(mutex_);
+  turn_.encoded = g_get_monotonic_time();
+}
+
+void TurnClock::note_words(GstPadProbeInfo* info) {
+  const Moment now = g_get_monotonic_time();
+  std::lock_guard lock(mutex_);
+  if ((GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) == 0) {
+    const GstStructure* fields = gst_event_get_structure(GST_PAD_PROBE_INFO_EVENT(info));
+    if (fields != nullptr && gst_structure_has_name(fields, "minicpmo/speaker"))
+      turn_.answer_begun = now;
+    return;
+  }
+  GstMapInfo map;
+  if (!gst_buffer_map(GST_PAD_PROBE_INFO_BUFFER(info), &map, GST_MAP_READ)) return;
+  if (map.size > 0) {
+    turn_.bursts.push_back(now);
+    turn_.text.append(reinterpret_cast<const char*>(map.data), map.size);
+    if (print_words_) {
+      fwrite(map.data, 1, map.size, stdout);
+      fflush(stdout);
+    }
+  }
+  gst_buffer_unmap(GST_PAD_PROBE_INFO_BUFFER(info), &map);
+}
+
+void TurnClock::note_text_in(GstPadProbeInfo*) {
+  std::lock_guard lock(mutex_);
+  if (turn_.codes == 0) turn_.text_in = g_get_monotonic_time();
+}
+
+void TurnClock::note_codes(GstPadProbeInfo*) {
+  std::lock_guard lock(mutex_);
+  if (turn_.codes == 0) turn_.codes = g_get_monotonic_time();
+}
+
+void TurnClock::note_sound(GstPadProbeInfo* info) {
+  if ((GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) == 0) {
+    const GstStructure* fields = gst_event_get_structure(GST_PAD_PROBE_INFO_EVENT(info));
+    std::lock_guard lock(mutex_);
+    if (fields != nullptr && gst_structure_has_name(fields, "minicpmo/answer-end")) ended_ = true;
+    return;
+  }
+  GstMapInfo map;  // waits for the device
+  if (!gst_buffer_map(GST_PAD_PROBE_INFO_BUFFER(info), &map, GST_MAP_READ)) return;
+  const gsize samples = map.size / sizeof(float);
+  gst_buffer_unmap(GST_PAD_PROBE_INFO_BUFFER(info), &map);
+  std::lock_guard lock(mutex_);
+  if (samples > 0) turn_.chunks.push_back({g_get_monotonic_time(), samples});
+}
+
+// A late packet of the answer before comes ahead of this one's sound.
+void TurnClock::note_packet(GstPadProbeInfo*) {
+  std::lock_guard lock(mutex_);
+  if (turn_.packet == 0 && !turn_.chunks.empty()) turn_.packet = g_get_monotonic_time();
+}
+
+}  // namespace minicpmo
