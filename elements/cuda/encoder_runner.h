@@ -1,5 +1,6 @@
-// The audio encoder on a GPU: a chunk of PCM or of mel frames to embeddings, as one graph whatever
-// the chunk's length and the cache's.
+// The audio encoder on a GPU: a chunk of mel frames to embeddings, as one graph whatever the
+// chunk's length and the cache's. The steps of AudioEncoderModel (audioenc/audio_encoder.h), with
+// products of bfloat16 and everything between them, the residual stream too, in float32.
 #pragma once
 
 #include <span>
@@ -38,10 +39,14 @@ struct EncoderRunnerSpec {
 class EncoderRunner {
  public:
   virtual ~EncoderRunner() = default;
-  // mel: host, (frames, mel_bins) float32, 1 <= frames <= max_frames. The chunk's positions follow
-  // the `cached` ones. Writes the cache and (rows, language) bfloat16 to `embeddings`, rows =
-  // (frames + 1) / 2 / pool_step.
+  // mel: host, (frames, mel_bins) float32, 1 <= frames <= max_frames. The chunk's (frames + 1) / 2
+  // positions follow the `cached` ones, which leave room for them. Writes the cache and (rows,
+  // language) bfloat16 to `embeddings`, rows = (frames + 1) / 2 / pool_step. Other sizes: kFailed.
   virtual Result<void> step(std::span<const float> mel, int cached, bfloat16_bits* embeddings) = 0;
 };
+
+// What Library offers. Heads of 64 columns only. Waits, and writes nonsense to the cache, which has
+// to be empty.
+Result<std::unique_ptr<EncoderRunner>> new_encoder_runner(const EncoderRunnerSpec& spec);
 
 }  // namespace minicpmo::cuda
