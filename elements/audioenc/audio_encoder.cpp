@@ -9,6 +9,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "engine/stage_scope.h"
@@ -91,6 +92,26 @@ at::Tensor AudioEncoderModel::Norm::operator()(const at::Tensor& x) const {
 
 at::Tensor AudioEncoderModel::Linear::operator()(const at::Tensor& x) const {
   return at::linear(x, weight, bias);
+}
+
+cuda::EncoderLayerWeights AudioEncoderModel::Layer::for_runner(const at::Tensor& keys,
+                                                               const at::Tensor& values) const {
+  cuda::EncoderLayerWeights w;
+  w.attention_norm = bfloat16_data(attention_norm.weight);
+  w.attention_norm_bias = bfloat16_data(attention_norm.bias);
+  w.qkv = bfloat16_data(qkv.weight);
+  w.qkv_bias = bfloat16_data(qkv.bias);
+  w.out = bfloat16_data(out.weight);
+  w.out_bias = bfloat16_data(out.bias);
+  w.mlp_norm = bfloat16_data(mlp_norm.weight);
+  w.mlp_norm_bias = bfloat16_data(mlp_norm.bias);
+  w.fc1 = bfloat16_data(fc1.weight);
+  w.fc1_bias = bfloat16_data(fc1.bias);
+  w.fc2 = bfloat16_data(fc2.weight);
+  w.fc2_bias = bfloat16_data(fc2.bias);
+  w.keys = bfloat16_data(keys);
+  w.values = bfloat16_data(values);
+  return w;
 }
 
 AudioEncoderModel::AudioEncoderModel(const AudioConfig& config, const StageDevice& device)
@@ -181,6 +202,41 @@ at::Tensor AudioEncoderModel::encode(const at::Tensor& mel, AudioCache& cache,
   return norm_(x);
 }
 
+Result<std::unique_ptr<cuda::EncoderRunner>> AudioEncoderModel::new_runner(
+    const cuda::RunnerOptions& options, int64_t max_frames, const AudioCache& cache) const {
+  if (device_.type != at::kBFloat16 || device_.runners == nullptr || conv1_.kernel != 3 ||
+      conv2_.kernel != 3) {
+    return Error{ErrorCode::kSettings, "the audio encoder: no kernels for this model", ""};
+  }
+  const auto narrow = [](int64_t size) { return static_cast<int>(size); };
+  cuda::EncoderRunnerSpec spec;
+  spec.options = options;
+  spec.mel_bins = narrow(config_.mel_bins);
+  spec.hidden = narrow(config_.hidden_size);
+  spec.heads = narrow(config_.heads);
+  spec.ffn = narrow(config_.intermediate_size);
+  spec.max_positions = narrow(config_.max_positions);
+  spec.pool_step = narrow(config_.pool_step);
+  spec.projected = narrow(projector1_.weight.size(0));
+  spec.language = narrow(projector2_.weight.size(0));
+  spec.max_frames = narrow(max_frames);
+  spec.conv1 = bfloat16_data(conv1_.weight);
+  spec.conv1_bias = bfloat16_data(conv1_.bias);
+  spec.conv2 = bfloat16_data(conv2_.weight);
+  spec.conv2_bias = bfloat16_data(conv2_.bias);
+  spec.positions = bfloat16_data(embed_positions_);
+  spec.norm = bfloat16_data(norm_.weight);
+  spec.norm_bias = bfloat16_data(norm_.bias);
+  spec.projector1 = bfloat16_data(projector1_.weight);
+  spec.projector1_bias = bfloat16_data(projector1_.bias);
+  spec.projector2 = bfloat16_data(projector2_.weight);
+  spec.projector2_bias = bfloat16_data(projector2_.bias);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    spec.layers.push_back(layers_[i].for_runner(cache.keys[i], cache.values[i]));
+  }
+  return device_.runners->new_encoder_runner(spec);
+}
+
 at::Tensor AudioEncoderModel::project(const at::Tensor& states) const {
   const int64_t rows = states.size(0) / config_.pool_step;
   const at::Tensor y = projector1_(states.narrow(0, 0, rows * config_.pool_step)).relu_();
@@ -195,6 +251,24 @@ class AudioEncoderSession final : public AudioEncoder {
  public:
   explicit AudioEncoderSession(std::shared_ptr<const AudioEncoderModel> model)
       : model_(std::move(model)), stream_(model_->device(), /*high_priority=*/false) {}
+
+  // The runner, where there is one.
+  Result<void> prepare() {
+    const StageDevice& device = model_->device();
+    if (device.runners == nullptr || device.type != at::kBFloat16) return {};
+    return run_stage("the audio encoder", stream_, [&]() -> Result<void> {
+      const AudioConfig& config = model_->config();
+      const int64_t samples =
+          std::llround(config.chunk_seconds * static_cast<double>(LogMel::kSampleRate));
+      const int64_t frames = LogMel::frames(std::clamp<int64_t>(samples, 1, model_->max_samples()));
+      model_->prepare(cache_, 0);
+      auto runner = model_->new_runner(stream_.runner_options(device), frames, cache_);
+      if (!runner.ok() && runner.error().code == ErrorCode::kSettings) return {};
+      ASSIGN_OR_RETURN(runner_, std::move(runner));
+      runner_frames_ = frames;
+      return {};
+    });
+  }
 
   Result<TensorPtr> step(std::span<const float> pcm, const CancelFlag& cancel) override {
     return run_stage("the audio encoder", stream_, [&]() { return encode(pcm, cancel); });
@@ -213,16 +287,37 @@ class AudioEncoderSession final : public AudioEncoder {
                    ""};
     }
     if (model_->rows(samples) < 1) return TensorPtr();
-    const at::Tensor states = model_->encode(model_->mel(pcm), cache_, cancel);
-    if (!states.defined()) {
-      return Error{ErrorCode::kCancelled, "encoding audio was cancelled", ""};
-    }
+    const at::Tensor mel = model_->mel(pcm);
+    if (mel.size(0) <= runner_frames_) return run(mel, cancel);
+    const at::Tensor states = model_->encode(mel, cache_, cancel);
+    if (!states.defined()) return cancelled();
     return wrap_tensor(model_->project(states));
+  }
+
+  Result<TensorPtr> run(const at::Tensor& mel, const CancelFlag& cancel) {
+    if (cancel.is_set()) return cancelled();
+    const int64_t positions = (mel.size(0) + 1) / 2;
+    model_->prepare(cache_, positions);
+    const at::Tensor embeddings =
+        at::empty({positions / model_->config().pool_step, model_->language_size()},
+                  model_->device().options());
+    const std::span<const float> frames(mel.const_data_ptr<float>(),
+                                        static_cast<size_t>(mel.numel()));
+    RETURN_IF_ERROR(
+        runner_->step(frames, static_cast<int>(cache_.length), bfloat16_data(embeddings)));
+    cache_.length += positions;
+    return wrap_tensor(embeddings);
+  }
+
+  static Error cancelled() {
+    return Error{ErrorCode::kCancelled, "encoding audio was cancelled", ""};
   }
 
   std::shared_ptr<const AudioEncoderModel> model_;
   StageStream stream_;
   AudioCache cache_;
+  std::unique_ptr<cuda::EncoderRunner> runner_;
+  int64_t runner_frames_ = 0;  // mel frames that it takes
 };
 
 }  // namespace
@@ -237,8 +332,11 @@ Result<std::shared_ptr<const AudioEncoderModel>> load_audio_encoder(const Checkp
   });
 }
 
-std::unique_ptr<AudioEncoder> new_audio_encoder(std::shared_ptr<const AudioEncoderModel> model) {
-  return std::make_unique<AudioEncoderSession>(std::move(model));
+Result<std::unique_ptr<AudioEncoder>> new_audio_encoder(
+    std::shared_ptr<const AudioEncoderModel> model) {
+  auto session = std::make_unique<AudioEncoderSession>(std::move(model));
+  RETURN_IF_ERROR(session->prepare());
+  return std::unique_ptr<AudioEncoder>(std::move(session));
 }
 
 }  // namespace minicpmo

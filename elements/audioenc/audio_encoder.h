@@ -13,6 +13,7 @@
 #include "audioenc/log_mel.h"
 #include "common/result.h"
 #include "common/stage.h"
+#include "cuda/encoder_runner.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
 #include "engine/conv1d.h"
@@ -43,6 +44,7 @@ class AudioEncoderModel {
   // Frames at 50 Hz after the second convolution, which are the positions of the encoder.
   static int64_t positions(int64_t samples) { return (LogMel::frames(samples) + 1) / 2; }
   int64_t rows(int64_t samples) const { return positions(samples) / config_.pool_step; }
+  int64_t language_size() const { return projector2_.weight.size(0); }  // columns of a row
   int64_t max_samples() const { return max_samples_; }  // longest chunk: 30 s, or all positions
 
   // The steps, for tests and the session. All throw c10::Error. All results but the mel, which is
@@ -50,12 +52,20 @@ class AudioEncoderModel {
   at::Tensor mel(std::span<const float> pcm) const {
     return log_mel_(pcm);
   }  // float32 (frames, mel_bins)
-  // Encodes a chunk's mel: appends to the cache, or starts it anew if positions would reach
-  // max_positions. Returns (positions, hidden) after the final norm; an undefined tensor if
-  // cancelled (the cache is unchanged).
+  // Makes the cache ready for so many positions more: takes its memory at first, and starts it anew
+  // if they would reach max_positions.
+  void prepare(AudioCache& cache, int64_t positions) const;
+  // Encodes a chunk's mel: prepares the cache and appends to it. Returns (positions, hidden) after
+  // the final norm; an undefined tensor if cancelled (the cache is unchanged).
   at::Tensor encode(const at::Tensor& mel, AudioCache& cache, const CancelFlag& cancel) const;
   // (positions, hidden) -> (positions / pool_step, hidden of the language model).
   at::Tensor project(const at::Tensor& states) const;
+
+  // The same steps by kernels on a GPU, in bfloat16, for chunks of at most max_frames mel frames
+  // and this cache, which has to be prepared and empty. Waits. kSettings: not for this model.
+  Result<std::unique_ptr<cuda::EncoderRunner>> new_runner(const cuda::RunnerOptions& options,
+                                                          int64_t max_frames,
+                                                          const AudioCache& cache) const;
 
   const AudioConfig& config() const { return config_; }
   const StageDevice& device() const { return device_; }
@@ -72,6 +82,7 @@ class AudioEncoderModel {
   struct Layer {
     Norm attention_norm, mlp_norm;
     Linear qkv, out, fc1, fc2;
+    cuda::EncoderLayerWeights for_runner(const at::Tensor& keys, const at::Tensor& values) const;
   };
   struct Loader;
 
@@ -79,7 +90,6 @@ class AudioEncoderModel {
   Result<void> load_front(const Loader& loader, int64_t language_size);
   at::Tensor attention(const Layer& layer, const at::Tensor& x, at::Tensor keys, at::Tensor values,
                        int64_t begin) const;
-  void prepare(AudioCache& cache, int64_t positions) const;
 
   AudioConfig config_;
   StageDevice device_;
@@ -100,7 +110,10 @@ Result<std::shared_ptr<const AudioEncoderModel>> load_audio_encoder(const Checkp
                                                                     const CancelFlag& cancel);
 
 // A session. Takes chunks of any length up to model->max_samples(), not only of one second: a
-// reference voice is one long chunk. The memory of the KV cache is taken at the first step.
-std::unique_ptr<AudioEncoder> new_audio_encoder(std::shared_ptr<const AudioEncoderModel> model);
+// reference voice is one long chunk. With a runner (those of one chunk_seconds at most go through
+// it) the memory of the KV cache is taken here, otherwise at the first step. kNoSpace, or a GPU
+// that fails.
+Result<std::unique_ptr<AudioEncoder>> new_audio_encoder(
+    std::shared_ptr<const AudioEncoderModel> model);
 
 }  // namespace minicpmo

@@ -83,7 +83,7 @@ TEST_P(AudioEncoderParity, SessionGivesTheSameEmbeddings) {
   const Golden golden(GetParam());
   const auto audio = golden.floats("input.audio");
   const auto chunks = chunks_of(audio);
-  auto session = new_audio_encoder(model_);
+  auto session = *new_audio_encoder(model_);
   for (int turn = 0; turn < 2; ++turn) {  // each turn starts with an empty cache
     session->reset();
     for (size_t i = 0; i < chunks.size(); ++i) {
@@ -131,7 +131,7 @@ TEST(LongAudioParity, EmbeddingsBeyondTheLastPosition) {
   const auto cached = golden.integers("cached_frames");
   ASSERT_EQ(chunks.size(), cached.size());
   ASSERT_EQ(chunks.size(), static_cast<size_t>(golden.count("chunk.", ".embed")));
-  auto session = new_audio_encoder(model);
+  auto session = *new_audio_encoder(model);
   AudioCache cache;
   double worst = 0;
   for (size_t i = 0; i < chunks.size(); ++i) {

@@ -152,6 +152,12 @@ std::shared_ptr<const AudioEncoderModel> small_model(int64_t max_positions = 150
   return model_of(config, small_weights(config));
 }
 
+std::unique_ptr<AudioEncoder> new_session(std::shared_ptr<const AudioEncoderModel> model) {
+  auto session = new_audio_encoder(std::move(model));
+  if (!session.ok()) throw std::runtime_error(session.error().message);
+  return std::move(*session);
+}
+
 // The rows of a step; an undefined tensor if there are none.
 at::Tensor step(AudioEncoder& session, const std::vector<float>& pcm) {
   auto rows = session.step(pcm, CancelFlag());
@@ -172,7 +178,7 @@ void expect_naive(const ModelConfig& config, const std::vector<size_t>& chunks) 
   const WeightsFile weights = small_weights(config);
   const auto model = model_of(config, weights);
   NaiveEncoder naive(weights, config.audio);
-  auto session = new_audio_encoder(model);
+  auto session = new_session(model);
   for (size_t i = 0; i < chunks.size(); ++i) {
     const auto pcm = noise(chunks[i], static_cast<unsigned>(i + 1));
     const double error = naive::relative_error(step(*session, pcm), naive.step(model->mel(pcm)));
@@ -203,7 +209,7 @@ TEST_F(AudioEncoderTest, PoolStepComesFromTheConfiguration) {
 // ----------------------------------------------------------------------------------------------------
 
 TEST_F(AudioEncoderTest, RowsOfEveryLength) {
-  auto session = new_audio_encoder(small_model());
+  auto session = new_session(small_model());
   for (size_t samples : {0, 1, 160, 320})
     EXPECT_FALSE(step(*session, noise(samples)).defined()) << samples;
   const std::vector<std::pair<size_t, int64_t>> expected = {
@@ -219,7 +225,7 @@ TEST_F(AudioEncoderTest, RowsOfEveryLength) {
 
 TEST_F(AudioEncoderTest, TooShortChunksLeaveNoTrace) {
   const auto model = small_model();
-  auto a = new_audio_encoder(model), b = new_audio_encoder(model);
+  auto a = new_session(model), b = new_session(model);
   for (auto* session : {a.get(), b.get()}) step(*session, noise(16000));
   EXPECT_FALSE(step(*a, noise(320)).defined());
   EXPECT_FALSE(step(*a, {}).defined());
@@ -227,7 +233,7 @@ TEST_F(AudioEncoderTest, TooShortChunksLeaveNoTrace) {
 }
 
 TEST_F(AudioEncoderTest, ThirtySecondsAreTheLongestChunk) {
-  auto session = new_audio_encoder(small_model());
+  auto session = new_session(small_model());
   EXPECT_EQ(step(*session, noise(480000)).size(0), 750);
   auto longer = session->step(noise(480001), CancelFlag());
   ASSERT_FALSE(longer.ok());
@@ -238,7 +244,7 @@ TEST_F(AudioEncoderTest, ThirtySecondsAreTheLongestChunk) {
 TEST_F(AudioEncoderTest, FewerPositionsAllowShorterChunks) {
   const auto model = small_model(100);
   EXPECT_EQ(model->max_samples(), 32000);
-  auto session = new_audio_encoder(model);
+  auto session = new_session(model);
   EXPECT_EQ(step(*session, noise(32000)).size(0), 50);
   EXPECT_FALSE(session->step(noise(32001), CancelFlag()).ok());
 }
@@ -247,7 +253,7 @@ TEST_F(AudioEncoderTest, FewerPositionsAllowShorterChunks) {
 // ------------------------------------------------------------------------------------------------------
 
 TEST_F(AudioEncoderTest, MoreThanThirtySecondsStartAnewAtTheThirtiethChunk) {
-  auto session = new_audio_encoder(small_model());
+  auto session = new_session(small_model());
   const auto pcm = noise(16000);
   const at::Tensor first = step(*session, pcm);
   at::Tensor second;
@@ -261,7 +267,7 @@ TEST_F(AudioEncoderTest, MoreThanThirtySecondsStartAnewAtTheThirtiethChunk) {
 }
 
 TEST_F(AudioEncoderTest, ResetStartsATurn) {
-  auto session = new_audio_encoder(small_model());
+  auto session = new_session(small_model());
   const auto pcm = noise(16000);
   session->reset();  // before anything: nothing happens
   const at::Tensor first = step(*session, pcm);
@@ -272,7 +278,7 @@ TEST_F(AudioEncoderTest, ResetStartsATurn) {
 
 TEST_F(AudioEncoderTest, SessionsDoNotShareState) {
   const auto model = small_model();
-  auto alone = new_audio_encoder(model), a = new_audio_encoder(model), b = new_audio_encoder(model);
+  auto alone = new_session(model), a = new_session(model), b = new_session(model);
   for (unsigned seed = 1; seed < 4; ++seed) {
     const at::Tensor expected = step(*alone, noise(16000, seed));
     EXPECT_TRUE(step(*a, noise(16000, seed)).equal(expected));
@@ -281,7 +287,7 @@ TEST_F(AudioEncoderTest, SessionsDoNotShareState) {
 }
 
 TEST_F(AudioEncoderTest, ResultsStayAsTheyAreWhenMoreFollows) {
-  auto session = new_audio_encoder(small_model());
+  auto session = new_session(small_model());
   const at::Tensor first = step(*session, noise(16000));
   const at::Tensor copy = first.clone();
   for (int i = 0; i < 3; ++i) step(*session, noise(16000, 7));
@@ -290,7 +296,7 @@ TEST_F(AudioEncoderTest, ResultsStayAsTheyAreWhenMoreFollows) {
 
 TEST_F(AudioEncoderTest, ACancelledStepLeavesTheCacheAsItWas) {
   const auto model = small_model();
-  auto a = new_audio_encoder(model), b = new_audio_encoder(model);
+  auto a = new_session(model), b = new_session(model);
   for (auto* session : {a.get(), b.get()}) step(*session, noise(16000));
   CancelFlag cancel;
   cancel.set();
@@ -304,7 +310,7 @@ TEST_F(AudioEncoderTest, ACancelledStepLeavesTheCacheAsItWas) {
 // ------------------------------------------------------------------------------------------------------
 
 TEST_F(AudioEncoderTest, NotANumberCountsAsSilence) {
-  auto session = new_audio_encoder(small_model());
+  auto session = new_session(small_model());
   const at::Tensor silence = step(*session, std::vector<float>(16000, 0.f));
   session->reset();
   EXPECT_TRUE(step(*session, std::vector<float>(16000, std::nanf(""))).equal(silence));
@@ -313,7 +319,7 @@ TEST_F(AudioEncoderTest, NotANumberCountsAsSilence) {
 }
 
 TEST_F(AudioEncoderTest, ClippedAndAbsurdAudioStaysFinite) {
-  auto session = new_audio_encoder(small_model());
+  auto session = new_session(small_model());
   auto pcm = noise(16000);
   for (float& x : pcm) x = x > 0 ? 1.f : -1.f;
   EXPECT_TRUE(step(*session, pcm).isfinite().all().item<bool>());
@@ -325,8 +331,8 @@ TEST_F(AudioEncoderTest, ClippedAndAbsurdAudioStaysFinite) {
 TEST_F(AudioEncoderTest, BFloat16StaysNearFloat32) {
   const ModelConfig config = small_config();
   const WeightsFile weights = small_weights(config);
-  auto exact = new_audio_encoder(model_of(config, weights));
-  auto coarse = new_audio_encoder(model_of(config, weights, at::kBFloat16));
+  auto exact = new_session(model_of(config, weights));
+  auto coarse = new_session(model_of(config, weights, at::kBFloat16));
   for (unsigned seed = 1; seed < 4; ++seed) {
     const at::Tensor a = step(*exact, noise(16000, seed)), b = step(*coarse, noise(16000, seed));
     ASSERT_EQ(b.scalar_type(), at::kBFloat16);
