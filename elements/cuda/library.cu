@@ -1,4 +1,5 @@
 // The one exported symbol of libminicpmo-cuda.so.
+#include "cuda/encoder_runner.h"
 #include "cuda/language_runner.h"
 #include "cuda/runners.h"
 
@@ -6,6 +7,6 @@ extern "C" __attribute__((visibility("default"))) const minicpmo::cuda::Library*
 minicpmo_cuda_library() {
   using minicpmo::cuda::Library;
   static constexpr Library library = {Library::kVersion, minicpmo::cuda::new_language_runner,
-                                      nullptr, nullptr, nullptr};
+                                      nullptr, minicpmo::cuda::new_encoder_runner, nullptr};
   return &library;
 }
