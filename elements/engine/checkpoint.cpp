@@ -8,6 +8,7 @@
 #include "engine/json_file.h"
 #include "engine/paths.h"
 #include "engine/safetensors_header.h"
+#include "engine/stage_scope.h"
 
 namespace minicpmo {
 namespace {
@@ -172,6 +173,8 @@ Result<at::Tensor> Checkpoint::load(const std::string& name, const std::vector<i
       return Error{ErrorCode::kCorrupt, tensor + " holds values that are not finite"};
     }
     return value.to(to.type);
+  } catch (const c10::Error& e) {
+    return torch_error(tensor.c_str(), e);
   } catch (const std::exception& e) {
     return Error{ErrorCode::kNoSpace, "not enough memory for " + tensor, e.what()};
   }

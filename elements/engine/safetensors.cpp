@@ -18,6 +18,7 @@
 #include <string_view>
 
 #include "engine/safetensors_header.h"
+#include "engine/stage_scope.h"
 
 namespace minicpmo {
 namespace {
@@ -187,6 +188,8 @@ Result<at::Tensor> SafetensorsFile::read(const std::string& name, at::Device dev
       }
     }
     return tensor;
+  } catch (const c10::Error& e) {
+    return torch_error((path_ + ": tensor \"" + printable(name) + "\"").c_str(), e);
   } catch (const std::exception& e) {
     return Error{ErrorCode::kNoSpace,
                  path_ + ": not enough memory for tensor \"" + printable(name) + "\" (" +

@@ -16,6 +16,30 @@ bool threads_set_by_user() {
   return set;
 }
 
+// What stands between two phrases of torch's message, or nothing.
+std::string between(const std::string& words, const std::string& from, const std::string& to) {
+  const size_t at = words.find(from);
+  if (at == std::string::npos) return "";
+  const size_t begin = at + from.size(), end = words.find(to, begin);
+  return end == std::string::npos ? "" : words.substr(begin, end - begin);
+}
+
+// torch says "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10
+// GiB of which 1.20 GiB is free. ...", and of the CPU "you tried to allocate 123 bytes".
+Error out_of_memory(const std::string& what, const std::string& words) {
+  const std::string gpu = between(words, "GPU ", " has");
+  const std::string asked = gpu.empty() ? between(words, "tried to allocate ", " bytes")
+                                        : between(words, "Tried to allocate ", ". ");
+  const std::string free = between(words, "of which ", " is free");
+  std::string message = what + ": " + (gpu.empty() ? "" : "cuda:" + gpu + " is ") + "out of memory";
+  if (!asked.empty()) {
+    message += ", " + asked + (gpu.empty() ? " bytes" : "") + " asked for";
+    if (!free.empty()) message += " and " + free + " free";
+  }
+  return Error{ErrorCode::kNoSpace,
+               message + "; run fewer pipelines at once or set a smaller context-length", words};
+}
+
 }  // namespace
 
 void set_stage_threads(int threads) {
@@ -26,7 +50,7 @@ Error torch_error(const char* what, const c10::Error& e) {
   const std::string words = e.what_without_backtrace();
   if (dynamic_cast<const c10::OutOfMemoryError*>(&e) ||
       words.find("allocate memory") != std::string::npos) {
-    return Error{ErrorCode::kNoSpace, std::string(what) + ": out of memory", words};
+    return out_of_memory(what, words);
   }
   return Error{ErrorCode::kFailed, std::string(what) + " failed", words};
 }

@@ -30,8 +30,8 @@ class StageScope {
   c10::InferenceMode inference_;
 };
 
-// kNoSpace if memory ran out (which the CPU allocator reports as a plain c10::Error), otherwise
-// kFailed.
+// kNoSpace if memory ran out (which the CPU allocator reports as a plain c10::Error), with the
+// device, what was asked for and what to do; otherwise kFailed.
 Error torch_error(const char* what, const c10::Error& e);
 
 // Runs `body` (which returns a Result) inside a StageScope; an exception becomes an Error that

@@ -10,9 +10,12 @@ namespace minicpmo {
 
 at::ScalarType to_scalar_type(DataType type);
 
-// `tensor` must be contiguous, of a DataType's type, and never be written again.
+// `tensor` must be contiguous, of a DataType's type, and never be written again. On a GPU: what the
+// current stream has been given so far computes it; whoever reads it waits for that.
 TensorPtr wrap_tensor(at::Tensor tensor);
-// Shares the storage if `tensor` was made by wrap_tensor, otherwise copies its bytes.
-Result<at::Tensor> unwrap_tensor(const Tensor& tensor);
+// On `device` if wrap_tensor made it there, otherwise on the CPU; shares the storage of a tensor of
+// ours that is there already, and copies otherwise. A tensor on a GPU is for use on the current
+// stream, which waits for it; this call does not.
+Result<at::Tensor> unwrap_tensor(const Tensor& tensor, at::Device device = at::kCPU);
 
 }  // namespace minicpmo

@@ -166,7 +166,7 @@ Result<at::Tensor> LanguageSession::check_embeddings(const Tensor& embeddings) c
                  "got " + std::to_string(dims.size()) + " dimensions, the last of " +
                      std::to_string(dims.empty() ? 0 : dims.back())};
   }
-  ASSIGN_OR_RETURN(at::Tensor rows, unwrap_tensor(embeddings));
+  ASSIGN_OR_RETURN(at::Tensor rows, unwrap_tensor(embeddings, weights_->device.device));
   // Tensors on a device come from our own audio encoder, whose input and weights are finite; to
   // look would wait for it.
   if (rows.is_cpu() && !at::isfinite(rows).all().item<bool>()) {

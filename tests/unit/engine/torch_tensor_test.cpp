@@ -138,6 +138,23 @@ TEST(RunStage, AnAllocationThatCannotSucceedIsNoSpace) {
   });
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.error().code, ErrorCode::kNoSpace);
+  EXPECT_EQ(result.error().message,
+            "decoder: out of memory, 140737488355328 bytes asked for; run fewer pipelines at once "
+            "or set a smaller context-length");
+}
+
+TEST(RunStage, AFullGpuIsNamed) {
+  const auto result = run_stage("decoder", []() -> Result<int> {
+    TORCH_CHECK_WITH(OutOfMemoryError, false,
+                     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity "
+                     "of 79.10 GiB of which 1.20 GiB is free. Including non-PyTorch memory, ...");
+    return 0;
+  });
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().code, ErrorCode::kNoSpace);
+  EXPECT_EQ(result.error().message,
+            "decoder: cuda:1 is out of memory, 2.00 GiB asked for and 1.20 GiB free; run fewer "
+            "pipelines at once or set a smaller context-length");
 }
 
 }  // namespace
