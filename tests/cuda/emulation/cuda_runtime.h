@@ -152,7 +152,7 @@ enum cudaError_t {
   cudaErrorUnknown = 999
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMultiProcessorCount };
+enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMultiProcessorCount, cudaDevAttrL2CacheSize };
 enum {
   cudaStreamNonBlocking = 1,
   cudaStreamCaptureModeThreadLocal = 1,
@@ -200,7 +200,10 @@ inline cudaError_t cudaGetDevice(int* d) {
   return *d = 0, cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, int which, int) {
-  return *value = which == cudaDevAttrComputeCapabilityMajor ? 9 : 40, cudaSuccess;
+  return *value = which == cudaDevAttrComputeCapabilityMajor ? 9
+                  : which == cudaDevAttrL2CacheSize          ? 50 << 20
+                                                             : 40,
+         cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return *free = *total = 0, cudaSuccess;
