@@ -73,6 +73,20 @@ at::Tensor index_on(const StageDevice& device, const std::vector<int64_t>& value
   return index.to(device.device);
 }
 
+bool runs_on_runner(const StageDevice& device) {
+  return device.runners != nullptr && device.runners->new_speech_runner != nullptr &&
+         device.type == at::kBFloat16;
+}
+
+// A runner's error, as one that run_stage() turns into the same again.
+void check_runner(const Result<void>& result) {
+  if (result.ok()) return;
+  const Error& error = result.error();
+  TORCH_CHECK_WITH(OutOfMemoryError, error.code != ErrorCode::kNoSpace, error.message, ": ",
+                   error.detail);
+  TORCH_CHECK(false, error.message, ": ", error.detail);
+}
+
 Result<void> load_embeddings(const Checkpoint& checkpoint, SpeechModelWeights& weights) {
   const SpeechConfig& config = weights.config;
   const int64_t width = config.decoder.hidden_size, tokens = config.audio_tokens;
@@ -95,6 +109,7 @@ Result<void> load_embeddings(const Checkpoint& checkpoint, SpeechModelWeights& w
   }
   weights.emb_code = at::cat(embeddings, 0);
   weights.heads = at::cat(heads, 0).to(weights.device.device);
+  if (runs_on_runner(weights.device)) weights.runner_heads = weights.heads.to(at::kBFloat16);
   return {};
 }
 
@@ -134,13 +149,41 @@ int64_t visible_text_end(int64_t position, int64_t text_tokens, int64_t slots, i
   return std::min({seen, text_tokens + 3, slots + 2});
 }
 
-SpeechDecoder::SpeechDecoder(std::shared_ptr<const SpeechModelWeights> weights, int64_t max_codes)
+SpeechDecoder::SpeechDecoder(std::shared_ptr<const SpeechModelWeights> weights, int64_t max_codes,
+                             const StageStream& stream)
     : weights_(std::move(weights)),
       max_codes_(max_codes),
       cache_(weights_->config.decoder, audio_start() + 1 + max_codes, weights_->device,
              audio_start()),
       mask_(at::zeros({1, cache_.capacity()}, weights_->device.options())),
-      visible_(audio_start() + 1) {}
+      visible_(audio_start() + 1) {
+  speaker_ = at::zeros({1, weights_->config.decoder.hidden_size}, weights_->device.options());
+  runner_ = make_runner(stream);
+}
+
+std::unique_ptr<cuda::SpeechRunner> SpeechDecoder::make_runner(const StageStream& stream) const {
+  const SpeechModelWeights& w = *weights_;
+  if (!runs_on_runner(w.device)) return nullptr;
+  cuda::SpeechRunnerSpec spec;
+  spec.options = stream.runner_options(w.device);
+  spec.shape = w.transformer.decoder_shape();
+  spec.weights = w.transformer.decoder_weights(cache_);
+  spec.weights.head = bfloat16_data(w.runner_heads);
+  spec.weights.head_rows = static_cast<int>(w.runner_heads.size(0));
+  spec.text_embedding = bfloat16_data(w.emb_text);
+  spec.text_tokens = static_cast<int>(w.config.text_tokens);
+  spec.code_embedding = bfloat16_data(w.emb_code);
+  spec.tokens = static_cast<int>(w.config.audio_tokens);
+  spec.speaker = bfloat16_data(speaker_);
+  spec.text_slots = static_cast<int>(w.config.text_reserved);
+  spec.text_slice = static_cast<int>(w.config.text_slice);
+  spec.codes_per_slice = static_cast<int>(kStepsPerSlice);
+  spec.audio_bos_token = static_cast<int>(w.config.audio_bos_token);
+  auto runner = w.device.runners->new_speech_runner(spec);
+  if (runner.ok()) return std::move(*runner);
+  if (runner.error().code != ErrorCode::kSettings) check_runner(runner.error());
+  return nullptr;  // no kernels for these sizes
+}
 
 void SpeechDecoder::set_speaker(const at::Tensor& speaker) {
   const SpeechModelWeights& w = *weights_;
@@ -148,20 +191,22 @@ void SpeechDecoder::set_speaker(const at::Tensor& speaker) {
       at::relu(at::linear(speaker.to(w.device.options()), w.projector1_weight, w.projector1_bias));
   const at::Tensor projected = at::linear(hidden, w.projector2_weight, w.projector2_bias);
   const at::Tensor length = at::linalg_vector_norm(projected, 2, at::IntArrayRef{-1}, true);
-  speaker_ = projected / length.clamp_min(1e-12);
+  speaker_.copy_(projected / length.clamp_min(1e-12));
 }
 
 void SpeechDecoder::begin_segment() {
+  cache_.set_length(audio_start());
+  if (runner_) return check_runner(runner_->begin_segment());
   for (int64_t i = 0; i < weights_->config.decoder.layers; ++i) {
     cache_.keys(i).narrow(1, 0, audio_start()).zero_();
     cache_.values(i).narrow(1, 0, audio_start()).zero_();
   }
-  cache_.set_length(audio_start());
 }
 
 void SpeechDecoder::prefill_text(std::span<const int32_t> ids, int64_t begin) {
   if (ids.empty()) return;
   TORCH_CHECK(begin + std::ssize(ids) <= audio_start(), "speech model: text beyond its slots");
+  if (runner_) return check_runner(runner_->prefill_text(ids, static_cast<int>(begin)));
   const at::Tensor index = index_on(weights_->device, {ids.begin(), ids.end()});
   at::Tensor x = at::index_select(weights_->emb_text, 0, index);
   if (begin == 0 && ids.size() > 1) x.narrow(0, 1, 1).copy_(speaker_);
@@ -217,6 +262,15 @@ std::span<float> SpeechDecoder::step(const CodeRow& previous, int64_t text_token
   cache_.set_length(position + 1);
   logits_ = at::mv(weights_->heads, h.view({-1}).to(at::kFloat)).to(at::kCPU).contiguous();
   return {logits_.mutable_data_ptr<float>(), static_cast<size_t>(logits_.numel())};
+}
+
+Result<cuda::SpeechRunner::Outcome> SpeechDecoder::speak(cuda::SpeechCallSpec call,
+                                                         const CancelFlag& cancel,
+                                                         std::span<CodeRow> codes) {
+  call.position = static_cast<int>(position());
+  ASSIGN_OR_RETURN(const auto outcome, runner_->speak(call, cancel, codes));
+  cache_.set_length(position() + outcome.count + (outcome.ended ? 1 : 0));
+  return outcome;
 }
 
 }  // namespace minicpmo

@@ -12,6 +12,7 @@
 #include <span>
 
 #include "common/stage.h"
+#include "cuda/speech_runner.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
 #include "engine/stage_device.h"
@@ -34,6 +35,7 @@ struct SpeechModelWeights {
   at::Tensor emb_text;  // (text_tokens, hidden)
   at::Tensor emb_code;  // (books * audio_tokens, hidden)
   at::Tensor heads;     // (books * audio_tokens, hidden), float32: g * v / |v| of the weight norm
+  at::Tensor runner_heads;  // the same in bfloat16, if there are runners
   Transformer transformer;
 };
 
@@ -54,13 +56,16 @@ int64_t visible_text_end(int64_t position, int64_t text_tokens, int64_t slots, i
 class SpeechDecoder {
  public:
   // max_codes: the most code rows that a segment will hold.
-  SpeechDecoder(std::shared_ptr<const SpeechModelWeights> weights, int64_t max_codes);
+  // stream: what it is used on; with a runner for it if the device has one for these weights.
+  SpeechDecoder(std::shared_ptr<const SpeechModelWeights> weights, int64_t max_codes,
+                const StageStream& stream = {});
 
   int64_t max_codes() const { return max_codes_; }
   // speaker: float32 (1, llm_dim), on any device. What takes the place of [spk_emb]: projected,
   // then of length 1. (1, hidden)
   void set_speaker(const at::Tensor& speaker);
   const at::Tensor& speaker() const { return speaker_; }
+  cuda::SpeechRunner* runner() const { return runner_.get(); }  // or null
 
   // An empty segment: rows of zeros up to the audio start. They matter: a continuation segment sees
   // some of them.
@@ -73,12 +78,21 @@ class SpeechDecoder {
   at::Tensor prefill_codes(std::span<const CodeRow> codes, int64_t text_tokens);
   // True before the first step of a segment, unless codes were prefilled.
   bool at_start() const { return cache_.length() == audio_start(); }
+  // Where the next audio step is.
+  int64_t position() const { return cache_.length(); }
+  // Forgets the audio steps from `position` on.
+  void rewind(int64_t position) { cache_.set_length(position); }
   // One audio step: reads `previous` (the audio start if at_start()) and returns the logits of the
   // next row, (books, audio_tokens) row-major, on the host; valid until the next call.
   std::span<float> step(const CodeRow& previous, int64_t text_tokens);
+  // With a runner: up to call.steps steps at once, with the codes drawn on the device. Sets
+  // call.position. Fails as SpeechRunner::speak().
+  Result<cuda::SpeechRunner::Outcome> speak(cuda::SpeechCallSpec call, const CancelFlag& cancel,
+                                            std::span<CodeRow> codes);
 
  private:
   int64_t audio_start() const { return weights_->config.text_reserved + 2; }
+  std::unique_ptr<cuda::SpeechRunner> make_runner(const StageStream& stream) const;
   at::Tensor embed_codes(std::span<const CodeRow> codes) const;
   at::Tensor mask_for(int64_t keys, int64_t text_tokens);
 
@@ -89,6 +103,7 @@ class SpeechDecoder {
   at::Tensor mask_;  // (1, capacity); only [visible_, audio_start] is hidden
   int64_t visible_ = 0;
   at::Tensor logits_;
+  std::unique_ptr<cuda::SpeechRunner> runner_;
 };
 
 }  // namespace minicpmo

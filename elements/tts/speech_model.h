@@ -39,10 +39,14 @@ CodeRow choose_codes(std::span<float> logits, const CodeSampling& sampling, bool
 
 // A session. The random numbers of an answer depend on the seed and on how many answers were
 // started since construction or reset().
+//
+// While it waits for text it goes on with the steps of the next call that will not see that text
+// (visible_text_end()), so that less is left to do once it is there. The codes are the same.
 class SpeechSession final : public SpeechModel {
  public:
   // Sees the logits of each step as they are sampled (end barred if it is) and the row chosen;
-  // returns the row to go on with (for tests that force a reference's codes).
+  // returns the row to go on with (for tests that force a reference's codes). With a hook every
+  // step is run on its own, and none ahead of the text.
   using CodeHook = std::function<CodeRow(std::span<const float> logits, const CodeRow& row)>;
 
   // Throws c10::Error.
@@ -57,13 +61,31 @@ class SpeechSession final : public SpeechModel {
   void set_code_hook(CodeHook hook) { hook_ = std::move(hook); }
   const SpeechText& text() const { return text_; }
   const SpeechDecoder* decoder() const { return decoder_.get(); }
+  int64_t codes_ahead() const { return codes_ahead_; }  // of this answer: made before their text
 
  private:
+  // The begin of the next call, made before its text is known.
+  struct Ahead {
+    int64_t position = 0;      // before it
+    uint64_t counter = 0;      // of the random numbers, before it
+    int64_t rows = 0;          // at the end of codes_
+    bool ended = false;        // and then the end code was drawn
+    int64_t visible_text = 0;  // text rows from here on were not seen
+  };
+
+  void make_decoder(const SpeechModelOptions& options);
+  int64_t code_rows(const SpeechModelOptions& options) const;
   Result<std::optional<CodeChunk>> speak(const SpeechCall& call, const CancelFlag& cancel);
   void prepare(const SpeechCall& call);
+  Result<void> run_ahead(const CancelFlag& cancel);
+  void check_ahead(const SpeechCall& call);
+  Result<bool> generate(int64_t from, int64_t to, int64_t text_tokens, const CancelFlag& cancel);
+  Result<bool> generate_on_runner(int64_t from, int64_t to, int64_t text_tokens,
+                                  const CancelFlag& cancel);
   CodeRow choose(std::span<float> logits, bool first_step, bool may_end);
   bool at_limit(const SpeechCall& call) const;
   int64_t codes_left() const;
+  int64_t steps_of_call(int64_t made) const;
 
   std::shared_ptr<const SpeechModelWeights> weights_;
   SpeechText text_;
@@ -77,6 +99,10 @@ class SpeechSession final : public SpeechModel {
   std::optional<Error> failed_;
   std::vector<CodeRow> codes_;  // of this segment, the carried ones included
   size_t carried_ = 0;
+  int64_t text_read_ = 0;  // text rows of this segment before here are prefilled
+  std::optional<Ahead> ahead_;
+  bool may_run_ahead_ = false;  // the segment goes on
+  int64_t codes_ahead_ = 0;
   CodeHook hook_;
 };
 

@@ -162,6 +162,91 @@ TEST_F(Session, SteppingLateGivesTheSameCodes) {
   EXPECT_EQ(queued.rows, stepped.rows);
 }
 
+// Steps ahead of the text against the same calls without (a hook that changes nothing).
+class RunAhead : public Session {
+ protected:
+  Speech in_order(const std::vector<std::string>& bursts, const SpeechModelOptions& options) {
+    SpeechSession other(speech_weights());
+    other.set_code_hook([](std::span<const float>, const CodeRow& row) { return row; });
+    const Speech speech = speak(other, speaker, bursts, options);
+    EXPECT_EQ(other.codes_ahead(), 0);
+    return speech;
+  }
+  void expect_same(const std::vector<std::string>& bursts, const SpeechModelOptions& options) {
+    session.reset();
+    const Speech ahead = say(bursts, options), expected = in_order(bursts, options);
+    EXPECT_EQ(ahead.codes, expected.codes);
+    EXPECT_EQ(ahead.rows, expected.rows);
+    EXPECT_EQ(ahead.segment_starts, expected.segment_starts);
+    EXPECT_TRUE(ahead.last);
+  }
+  static std::vector<std::string> words(int count) {
+    std::vector<std::string> bursts = {""};
+    const char* const some[] = {" the sun", " is red", " and the", " sky is", " blue,"};
+    for (int i = 0; i < count; ++i) bursts.emplace_back(some[i % 5]);
+    return bursts;
+  }
+};
+
+TEST_F(RunAhead, TwentyFourStepsOfTheSecondCallNeedOnlyTheFirstTenTokens) {
+  ASSERT_TRUE(session.start(speaker, {.temperature = 1, .seed = 5}).ok());
+  session.push_text("");
+  session.push_text("the sun is red and the sky is blue");
+  const auto first = must(session.step(cancel));
+  ASSERT_TRUE(first);
+  ASSERT_EQ(session.codes_ahead(), 0);
+  ASSERT_EQ(session.decoder()->position(), 302 + 25);
+  ASSERT_FALSE(must(session.step(cancel)));
+  const int64_t steps = session.decoder()->position() - (302 + 25);
+  EXPECT_GE(steps, 11);  // fewer than 24 if the speech ended
+  EXPECT_LE(steps, 24);
+  EXPECT_TRUE(steps == 24 || session.codes_ahead() == steps - 1);
+  ASSERT_FALSE(must(session.step(cancel)));  // only once
+  EXPECT_EQ(session.decoder()->position(), 302 + 25 + steps);
+}
+
+TEST_F(RunAhead, GivesTheSameCodes) {
+  int64_t ahead = 0;
+  for (const Compatibility compatibility : {Compatibility::kNone, Compatibility::kUpstream}) {
+    for (const double temperature : {0.0, 1.0}) {
+      for (const int count : {7, 8, 15}) {
+        expect_same(words(count), {.temperature = temperature,
+                                   .seed = 2,
+                                   .max_codes = 110,
+                                   .compatibility = compatibility});
+        ahead += session.codes_ahead();
+      }
+    }
+  }
+  EXPECT_GT(ahead, 150);
+}
+
+TEST_F(RunAhead, ALimitWithinTheNextCall) {
+  for (const int limit : {26, 49, 50, 51}) {
+    expect_same(words(12), {.temperature = 1, .seed = 3, .max_codes = limit});
+  }
+}
+
+// A word of many tokens that grows into an unknown one: the text is shorter than what was read.
+TEST_F(RunAhead, ATextThatShrinksIsDoneAgain) {
+  std::string word;
+  for (int i = 0; i < 10; ++i) word += "xqzj";
+  const std::vector<std::string> bursts = {"", "the " + word, word + word.substr(0, 22)};
+  ASSERT_GE(speech_tokenizer()->encode(bursts[1]).size(), 10U);
+  ASSERT_EQ(speech_tokenizer()->encode(bursts[1] + bursts[2]).size(), 2U);
+  ASSERT_TRUE(session.start(speaker, {.temperature = 1, .seed = 1}).ok());
+  session.push_text(bursts[0]);
+  session.push_text(bursts[1]);
+  ASSERT_TRUE(must(session.step(cancel)));
+  ASSERT_FALSE(must(session.step(cancel)));
+  ASSERT_GT(session.codes_ahead(), 0);
+  session.push_text(bursts[2]);
+  session.end_text();
+  ASSERT_TRUE(must(session.step(cancel)));
+  EXPECT_EQ(session.codes_ahead(), 0);
+  expect_same(bursts, {.temperature = 1, .seed = 1, .max_codes = 60});
+}
+
 TEST_F(Session, CancelledAtTheNextCode) {
   session.set_code_hook([&](std::span<const float>, const CodeRow& row) {
     if (++steps == 5) cancel.set();
