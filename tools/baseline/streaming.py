@@ -24,22 +24,24 @@ class Clock:
     """
 
     def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.count: dict[str, int] = {}
+        self.times: dict[str, list[tuple[float, int]]] = {}  # (seconds, how many of the part)
 
     def add(self, part: str, begin: float, count: int):
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begin
-        self.count[part] = self.count.get(part, 0) + count
+        self.times.setdefault(part, []).append((time.perf_counter() - begin, count))
 
-    def milliseconds_each(self) -> dict[str, float]:
-        return {f"{k}_ms": round(1000 * s / max(1, self.count[k]), 3) for k, s in self.seconds.items()}
+    def mean_ms(self) -> dict[str, float]:
+        return {k: 1000 * sum(s for s, _ in t) / max(1, sum(n for _, n in t)) for k, t in self.times.items()}
+
+    def token_ms(self) -> float:
+        """Time per token of the fastest burst after the first; 0 if there is none."""
+        return 1000 * min((s / n for s, n in self.times.get("token", [])), default=0)
 
 
 class Session:
     """The language model's side of a conversation."""
 
-    def __init__(self, networks: Networks, temperature: float = -1, clock: Clock | None = None):
-        self.n, self.clock = networks, clock or Clock()
+    def __init__(self, networks: Networks, temperature: float = -1):
+        self.n, self.clock = networks, Clock()
         token = networks.tokenizer.token_to_id
         self.stop_ids = [token("<|im_end|>"), token("<|endoftext|>")]
         self.audio_start, self.audio_end, self.unk = (
@@ -128,7 +130,7 @@ class Session:
         while True:
             begin = time.perf_counter()
             new, hidden = self._burst(ids, count == 0)
-            self.clock.add("llm_token" if count else "llm_first_burst", begin, len(new) if count else 1)
+            self.clock.add("token" if count else "first_burst", begin, len(new) if count else 1)
             speaker = hidden[0, speaker_at] if hidden is not None else None
             count += len(new)
             stop = new[-1] in self.stop_ids
@@ -238,7 +240,7 @@ class EagerSpeechDecoder(SpeechDecoder):
                 break
             rows.append(row)
         self.codes += torch.cat(rows).tolist() if rows else []
-        self.clock.add("tts_step", begin, len(rows) + ended)
+        self.clock.add("speech_step", begin, len(rows) + ended)
         return ended or self._full()
 
     def _full(self) -> bool:
@@ -288,6 +290,3 @@ class Answer:
                 yield piece
         if len(piece := stitcher.flush()):
             yield piece
-
-
-__all__ = ["Answer", "Clock", "Session", "MAX_CODES", "CHUNK", "MIN_CHUNK"]
