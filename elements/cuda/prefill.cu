@@ -11,7 +11,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kNormThreads = 512, kNormVectors = 4;  // rows of up to 8192 values
 constexpr int kSoftmaxThreads = 128;
-constexpr size_t kMostScores = 16 << 20;  // of one block of queries: 64 MiB, and half of it again
 constexpr size_t kAlign = 256;
 
 int64_t padded(int64_t n) {
@@ -251,7 +250,7 @@ const char* Prefill::unsupported(const DecoderShape& shape) {
 }
 
 cudaError_t Prefill::init(const DecoderShape& shape, const DecoderWeights& weights, int max_rows,
-                          int max_keys, Blas* blas, cudaStream_t stream) {
+                          int max_keys, Blas* blas, cudaStream_t stream, size_t most_scores) {
   if (unsupported(shape) != nullptr || max_rows <= 0 || max_keys <= 0 ||
       max_keys > weights.capacity || static_cast<int>(weights.layers.size()) != shape.layers) {
     return cudaErrorInvalidValue;
@@ -264,7 +263,7 @@ cudaError_t Prefill::init(const DecoderShape& shape, const DecoderWeights& weigh
   stream_ = stream;
   const size_t rows = max_rows, wide = static_cast<size_t>(shape.heads) * shape.head_dim;
   const size_t per_row = static_cast<size_t>(shape.heads) * padded(max_keys);
-  score_count_ = std::max(per_row, std::min(rows * per_row, kMostScores));
+  score_count_ = std::max(per_row, std::min(rows * per_row, most_scores));
   struct Part {
     void** where;
     size_t bytes;

@@ -36,9 +36,11 @@ class Prefill {
   // Allocates. All work goes to the stream of `blas`, which must outlive this. At most `max_rows`
   // rows at once, and `max_keys` (<= weights.capacity) rows of the cache. Rows of the cache that
   // were never written must hold finite values (zeros): hidden keys have weight 0, and 0 x NaN is
-  // not 0.
+  // not 0. `most_scores`: attention takes so many rows of queries at a time that there are no more
+  // scores at once, if one row's fit.
+  static constexpr size_t kMostScores = 16 << 20;  // 64 MiB, and half of it again
   cudaError_t init(const DecoderShape& shape, const DecoderWeights& weights, int max_rows,
-                   int max_keys, Blas* blas, cudaStream_t stream);
+                   int max_keys, Blas* blas, cudaStream_t stream, size_t most_scores = kMostScores);
 
   // Widens (rows, hidden) into x().
   cudaError_t load(const bfloat16_bits* x, int rows);

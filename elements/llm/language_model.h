@@ -84,7 +84,7 @@ class LanguageSession final : public LanguageModel {
   struct Answer {
     SamplingSettings sampling;
     Philox random;
-    at::Tensor speaker;       // float32 (1, hidden); undefined after the first burst
+    at::Tensor speaker;  // float32 (1, hidden); undefined after the first burst
   };
   // One pass over burst tokens: what was sampled, before any of it is kept.
   struct Draft {
@@ -115,7 +115,7 @@ class LanguageSession final : public LanguageModel {
   Conversation conversation_;
   // Of its cache, rows [0, length) are conversation_.fed() without the queue.
   std::unique_ptr<LanguageDecoder> decoder_;
-  std::vector<Piece> queue_;      // read together with what comes next
+  std::vector<Piece> queue_;  // read together with what comes next
   int64_t queued_rows_ = 0;
   std::optional<Answer> answer_;
   uint64_t answers_ = 0;
