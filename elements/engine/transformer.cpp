@@ -110,7 +110,7 @@ KvCache::KvCache(const DecoderConfig& config, int64_t capacity, const StageDevic
               capacity, " or zero rows ", zero_rows);
   const int64_t head_dim = config.hidden_size / config.heads;
   // The runners' kernels read whole blocks of rows, and a NaN times a weight of 0 is a NaN.
-  const int64_t zeros = device.is_cuda() ? capacity : zero_rows;
+  const int64_t zeros = device.is_cuda() || device.runners != nullptr ? capacity : zero_rows;
   for (int64_t i = 0; i < config.layers; ++i) {
     for (auto* side : {&keys_, &values_}) {
       side->push_back(at::empty({config.kv_heads, capacity, head_dim}, device.options()));
@@ -279,9 +279,8 @@ cuda::DecoderShape Transformer::decoder_shape() const {
 }
 
 cuda::DecoderWeights Transformer::decoder_weights(const KvCache& cache) const {
-  TORCH_CHECK(device_.is_cuda() && cache.capacity() <= config_.max_positions,
-              "a runner's weights are on a GPU, and its cache has at most ", config_.max_positions,
-              " rows");
+  TORCH_CHECK(cache.capacity() <= config_.max_positions, "a runner's cache has at most ",
+              config_.max_positions, " rows");
   cuda::DecoderWeights weights;
   for (int64_t i = 0; i < config_.layers; ++i) {
     const Layer& layer = layers_[i];

@@ -22,7 +22,7 @@ namespace minicpmo {
 // length) are in use.
 class KvCache {
  public:
-  // Rows beyond `zero_rows` are uninitialised until written; on a GPU all are 0. Throws c10::Error.
+  // Rows beyond `zero_rows` are uninitialised until written; on a GPU or with runners all are 0. Throws c10::Error.
   KvCache(const DecoderConfig& config, int64_t capacity, const StageDevice& device,
           int64_t zero_rows = 0);
   int64_t length() const { return length_; }
@@ -55,7 +55,7 @@ class Transformer {
   at::ScalarType type() const { return device_.type; }
   const StageDevice& device() const { return device_; }
 
-  // For a runner, bfloat16 on a GPU only (throws c10::Error otherwise). The pointers are valid as
+  // For a runner, bfloat16 only (throws c10::Error otherwise). The pointers are valid as
   // long as this object and the cache. The caller adds the output head.
   cuda::DecoderShape decoder_shape() const;
   cuda::DecoderWeights decoder_weights(const KvCache& cache) const;
