@@ -22,7 +22,8 @@ namespace minicpmo {
 // length) are in use.
 class KvCache {
  public:
-  // Rows beyond `zero_rows` are uninitialised until written; on a GPU or with runners all are 0. Throws c10::Error.
+  // Rows beyond `zero_rows` are uninitialised until written; on a GPU or with runners all are 0.
+  // Throws c10::Error.
   KvCache(const DecoderConfig& config, int64_t capacity, const StageDevice& device,
           int64_t zero_rows = 0);
   int64_t length() const { return length_; }
