@@ -289,7 +289,7 @@ cudaError_t DecodeStep::draw_codes(const SpeechCodes& codes, SpeechState* state,
       codes.tokens * kSpeechBooks != weights_.head_rows) {
     return cudaErrorInvalidValue;
   }
-  constexpr size_t kShared = kSpeechBooks * sizeof(Candidates);
+  constexpr size_t kShared = sizeof(DrawShared);
   RETURN_IF_CUDA_ERROR(allow_shared(draw_codes_kernel, kShared));
   const DrawArgs args{logits_,       codes.embedding,  state, x_, codes.tokens,
                       shape_.hidden, weights_.capacity};

@@ -3,9 +3,10 @@
 // (temperature, top-p, top-k, end code barred, inverse CDF with Philox numbers), which the tests
 // compare with.
 //
-// Mapping: one block, a warp for each book. Of the (at most 1024) scores only those can survive
-// top-k that reach the k-th best of the 32 lanes' own maxima; these few are ranked by counting,
-// which needs no sort and no barrier. exp in float32, sums of probabilities in float64.
+// Mapping: one block, eight warps for each book. A histogram of the scores' distances from the best
+// one bounds that of the k-th best; the scores within the bound, few more than k, are ranked by
+// counting, which needs no sort and few barriers. exp in float32; probabilities are fixed-point
+// numbers, so that their sums do not depend on the order.
 #pragma once
 
 #include "cuda/decode.h"
@@ -16,186 +17,9 @@ namespace minicpmo::cuda {
 
 constexpr int kMaxTokens = 1024;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-// One warp's candidates, in the order of their ids.
-struct Candidates {
-  float score[kMaxTokens];
-  double weight[kMaxTokens];
-  int16_t id[kMaxTokens];
-  int16_t rank[kMaxTokens];
-};
-
-struct Draw {
-  int top_k, min_keep;
-  double top_p;
-  bool warp_scores, may_end;  // top-p and top-k apply; the end code may be drawn
-  float uniform;
-};
-
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, d));
-  return v;
-}
-
-__device__ __forceinline__ double warp_sum_double(double v) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
-  return v;
-}
-
-// The best score's id, the first of equal ones; 0 if all are -inf.
-template <int kPerLane>
-__device__ int best_id(const float (&x)[kPerLane]) {
-  const int lane = threadIdx.x % 32;
-  float best = -INFINITY;
-  int id = kMaxTokens;
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    if (x[j] > best) {
-      best = x[j];
-      id = j * 32 + lane;
-    }
-  }
-  const float top = warp_max(best);
-  id = best == top ? id : kMaxTokens;
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) id = min(id, __shfl_xor_sync(kAllLanes, id, d));
-  return id == kMaxTokens ? 0 : id;
-}
-
-// At least k scores are >= the result (k <= 32): the k-th best of the lanes' maxima.
-template <int kPerLane>
-__device__ float lower_bound_of_top(const float (&x)[kPerLane], int k) {
-  float mine = -INFINITY;
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) mine = fmaxf(mine, x[j]);
-  int better = 0;
-#pragma unroll
-  for (int l = 0; l < 32; ++l) {
-    const float other = __shfl_sync(kAllLanes, mine, l);
-    better += other > mine || (other == mine && l < static_cast<int>(threadIdx.x % 32));
-  }
-  return warp_max(better >= k - 1 ? mine : -INFINITY);
-}
-
-// Collects the scores >= bound (and > -inf) in the order of their ids; returns how many.
-template <int kPerLane>
-__device__ int collect(const float (&x)[kPerLane], float bound, Candidates& c) {
-  const int lane = threadIdx.x % 32;
-  int count = 0;
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const bool in = x[j] >= bound && x[j] > -INFINITY;
-    const unsigned votes = __ballot_sync(kAllLanes, in);
-    if (in) {
-      const int at = count + __popc(votes & ((1u << lane) - 1));
-      c.score[at] = x[j];
-      c.id[at] = static_cast<int16_t>(j * 32 + lane);
-    }
-    count += __popc(votes);
-  }
-  __syncwarp();
-  return count;
-}
-
-// Sets to -inf the candidates that top-p and then top-k drop. `sum`: of exp(score - top) over all
-// scores. Among equal scores the one with the larger id counts as better, as in a stable ascending
-// sort.
-__device__ inline void drop(const Draw& draw, int tokens, float top, double sum, int count,
-                            Candidates& c) {
-  const int lane = threadIdx.x % 32;
-  for (int i = lane; i < count; i += 32) c.weight[i] = expf(c.score[i] - top);
-  __syncwarp();
-  const int k = draw.top_k > 0 ? max(draw.top_k, draw.min_keep) : tokens;
-  const double limit = draw.top_p >= 1 ? -1.0 : 1.0 - draw.top_p;
-  const int safe = max(draw.min_keep, 1);
-  float kth = -INFINITY;  // the k-th best score that top-p keeps
-  for (int i = lane; i < count; i += 32) {
-    const float mine = c.score[i];
-    int rank = 0;
-    double above = 0;
-    for (int other = 0; other < count; ++other) {
-      const float score = c.score[other];
-      if (score > mine || (score == mine && other > i)) {
-        ++rank;
-        above += c.weight[other];
-      }
-    }
-    const bool kept = rank < safe || (sum - above) / sum > limit;
-    c.rank[i] = static_cast<int16_t>(kept ? rank : -1);
-    if (kept && rank == k - 1) kth = mine;
-  }
-  kth = warp_max(kth);
-  __syncwarp();  // all have read the scores that change now
-  for (int i = lane; i < count; i += 32) {
-    if (c.rank[i] < 0 || c.score[i] < kth) c.score[i] = -INFINITY;
-  }
-  __syncwarp();
-}
-
-// Inverse CDF over the candidates in the order of their ids; -1 if none is left.
-__device__ inline int pick(float uniform, int count, Candidates& c) {
-  const int lane = threadIdx.x % 32;
-  float top = -INFINITY;
-  for (int i = lane; i < count; i += 32) top = fmaxf(top, c.score[i]);
-  top = warp_max(top);
-  if (top == -INFINITY) return -1;
-  double sum = 0;
-  for (int i = lane; i < count; i += 32) {
-    const double w = c.score[i] == -INFINITY ? 0.0 : static_cast<double>(expf(c.score[i] - top));
-    c.weight[i] = w;
-    sum += w;
-  }
-  const double target = static_cast<double>(uniform) * warp_sum_double(sum);
-  __syncwarp();
-  double before = 0;
-  int last = -1;
-  for (int first = 0; first < count; first += 32) {
-    const int i = first + lane;
-    const double w = i < count ? c.weight[i] : 0.0;
-    double cumulative = w;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const double lower = __shfl_up_sync(kAllLanes, cumulative, d);
-      if (lane >= d) cumulative += lower;
-    }
-    cumulative += before;
-    const unsigned hits = __ballot_sync(kAllLanes, w > 0 && cumulative > target);
-    if (hits != 0) return c.id[first + __ffs(static_cast<int>(hits)) - 1];
-    const unsigned any = __ballot_sync(kAllLanes, w > 0);
-    if (any != 0) last = c.id[first + 31 - __clz(static_cast<int>(any))];
-    before = __shfl_sync(kAllLanes, cumulative, 31);
-  }
-  return last;
-}
-
-// x: this lane's scores, divided by the temperature, NaN as -inf; id = 32 j + lane.
-template <int kPerLane>
-__device__ int draw_code(const Draw& draw, int tokens, float (&x)[kPerLane], Candidates& c) {
-  float mine = -INFINITY;
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) mine = fmaxf(mine, x[j]);
-  const float top = warp_max(mine);
-  const bool few = draw.warp_scores && draw.top_k > 0 && max(draw.top_k, draw.min_keep) <= 32;
-  const float bound = few ? lower_bound_of_top(x, max(draw.top_k, draw.min_keep)) : -INFINITY;
-  const int count = collect(x, bound, c);
-  if (count == 0 || top == INFINITY) return best_id(x);
-  if (draw.warp_scores) {
-    double sum = 0;
-#pragma unroll
-    for (int j = 0; j < kPerLane; ++j) sum += x[j] == -INFINITY ? 0.0F : expf(x[j] - top);
-    drop(draw, tokens, top, warp_sum_double(sum), count, c);
-  }
-  if (!draw.may_end) {
-    for (int i = threadIdx.x % 32; i < count; i += 32) {
-      if (c.id[i] == tokens - 1) c.score[i] = -INFINITY;
-    }
-    __syncwarp();
-  }
-  const int id = pick(draw.uniform, count, c);
-  return id < 0 ? best_id(x) : id;
-}
+constexpr int kBookThreads = 256, kBookWarps = kBookThreads / 32;
+constexpr int kDrawThreads = kBookThreads * kSpeechBooks;
+constexpr int kPerThread = kMaxTokens / kBookThreads;  // scores, and rounds over the candidates
 
 struct DrawArgs {
   const float* logits;        // (books, tokens)
@@ -204,8 +28,6 @@ struct DrawArgs {
   float* x;  // (hidden)
   int tokens, hidden, capacity;
 };
-
-constexpr int kDrawThreads = 32 * kSpeechBooks;
 
 static_assert(sizeof(SpeechState) % 4 == 0);
 
@@ -258,52 +80,279 @@ __device__ inline void add_embeddings(const DrawArgs& args, const int* row, int 
   for (int i = 0; i < 8; ++i) args.x[d + i] = sum[i];
 }
 
-__global__ void __launch_bounds__(kDrawThreads) draw_codes_kernel(const DrawArgs args) {
-  constexpr int kPerLane = kMaxTokens / 32;
-  __shared__ int row[kSpeechBooks];
-  __shared__ SpeechState s;  // a copy, so that its fields come in one round trip
-  let_next_start();
-  wait_for_previous();
-  copy_state<true>(*args.state, s);
-  __syncthreads();
-  const int book = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const bool idle = s.ended != 0 || s.step >= s.limit || s.count >= kMaxCallCodes;
-  if (idle) {
-    if (lane == 0) row[book] = s.last[book];
-  } else {
-    const float temperature = s.temperature[book];
-    float x[kPerLane];
+// What the threads of a book share. Distances are from the book's best score, after the
+// temperature.
+struct Book {
+  float distance[kMaxTokens];  // the candidates
+  uint64_t weight[kMaxTokens];
+  int16_t id[kMaxTokens];
+  uint32_t bins[kBookThreads];
+  uint64_t best[kBookWarps], sum[kBookWarps], kept[kBookWarps];
+  uint32_t counts[kBookWarps];
+  float least[kBookWarps];
+  uint32_t bin;
+  int count;
+  float kth, uniform;
+};
+
+struct DrawShared {
+  Book books[kSpeechBooks];
+  SpeechState state;  // a copy, so that its fields come in one round trip
+  int row[kSpeechBooks];
+};
+
+// The higher score, then the lower id, is the larger number. Not for NaN.
+__device__ __forceinline__ uint64_t score_and_id(float score, int id) {
+  const uint32_t bits = __float_as_uint(score + 0.0F);  // -0 is 0
+  const uint32_t ordered = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+__device__ __forceinline__ float score_of(uint64_t both) {
+  const auto ordered = static_cast<uint32_t>(both >> 32);
+  return __uint_as_float(ordered >> 31 != 0 ? ordered & 0x7fffffffu : ~ordered);
+}
+__device__ __forceinline__ int id_of(uint64_t both) {
+  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(both));
+}
+
+__device__ __forceinline__ uint64_t warp_sum_fixed(uint64_t v) {
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) {
-      const int id = j * 32 + lane;
-      float score = id < args.tokens ? __ldcg(args.logits + book * args.tokens + id) : -INFINITY;
-      if (score != score) score = -INFINITY;
-      x[j] = temperature > 0 ? score / temperature : score;
-    }
-    const bool may_end = s.step >= s.min_steps;
-    const bool first = s.decode.position == s.front_rows + s.text_slots;
-    int id;
+  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
+  return v;
+}
+
+// exp(-distance), 2^-44 the unit.
+__device__ __forceinline__ uint64_t fixed_weight(float distance) {
+  return static_cast<uint64_t>(expf(-distance) * 0x1p44F);
+}
+
+// 16 bins an octave, for distances of 2^-8 to 2^8.
+constexpr uint32_t kNearestBin = (127 - 8) << 4;
+__device__ __forceinline__ uint32_t distance_bin(float distance) {
+  const uint32_t bits = __float_as_uint(distance) >> 19;
+  return bits < kNearestBin ? 0 : min(bits - kNearestBin, kBookThreads - 1u);
+}
+__device__ __forceinline__ float farthest_of_bin(uint32_t bin) {
+  return bin >= kBookThreads - 1u ? INFINITY : __uint_as_float(((bin + 1 + kNearestBin) << 19) - 1);
+}
+
+template <typename T>
+__device__ __forceinline__ T sum_of_warps(const T (&parts)[kBookWarps]) {
+  T sum = 0;
+#pragma unroll
+  for (int w = 0; w < kBookWarps; ++w) sum += parts[w];
+  return sum;
+}
+
+// Candidate `round` of this thread's set of `parts` neighbouring lanes.
+struct CandidateTurn {
+  int i, part;
+  bool there;
+  __device__ CandidateTurn(int thread, int round, int parts, int count) {
+    i = thread / parts + round * (kBookThreads / parts);
+    part = thread % parts;
+    there = i < count;
+  }
+  __device__ bool first() const { return there && part == 0; }
+};
+template <typename T>
+__device__ __forceinline__ T sum_of_parts(T v, int parts) {
+  for (int d = parts / 2; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
+  return v;
+}
+
+// Draws every book's code into s.row, by the whole block.
+__device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, DrawShared& s) {
+  const int index = threadIdx.x / kBookThreads, thread = threadIdx.x % kBookThreads;
+  const int lane = thread % 32, warp = thread / 32;
+  Book& book = s.books[index];
+  const SpeechState& state = s.state;
+  const float temperature = state.temperature[index];
+  const bool may_end = state.step >= state.min_steps;
+  // top-p and top-k do not apply to the first row of codes
+  const bool all = state.decode.position == state.front_rows + state.text_slots;
+  const int k = !all && state.top_k > 0 ? max(state.top_k, state.min_keep) : 0;
+
+  float x[kPerThread];
+  uint64_t best = 0;
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    const int id = j * kBookThreads + thread;
+    x[j] = logits[j] == logits[j] && id < tokens ? logits[j] : -INFINITY;
     if (temperature > 0) {
-      const Draw draw{s.top_k, s.min_keep, s.top_p,
-                      !first,  may_end,    philox_uniform(s.seed, s.stream, s.counter + book)};
-      id = draw_code(draw, args.tokens, x, launched_shared<Candidates>()[book]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) {
-        if (!may_end && j * 32 + lane == args.tokens - 1) x[j] = -INFINITY;
-      }
-      id = best_id(x);
+      x[j] /= temperature;
+    } else if (!may_end && id == tokens - 1) {
+      x[j] = -INFINITY;
     }
-    if (lane == 0) row[book] = id;
+    const uint64_t both = id < tokens ? score_and_id(x[j], id) : 0;
+    best = both > best ? both : best;
+  }
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) {
+    const uint64_t other = __shfl_xor_sync(kAllLanes, best, d);
+    best = other > best ? other : best;
+  }
+  if (lane == 0) book.best[warp] = best;
+  if (thread == kBookThreads - 1)
+    book.uniform = philox_uniform(state.seed, state.stream, state.counter + index);
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kBookWarps; ++w) best = book.best[w] > best ? book.best[w] : best;
+  if (thread == 0) s.row[index] = id_of(best);  // unless another one is drawn
+  const float top = score_of(best);
+  const bool draws = temperature > 0 && top > -INFINITY && top < INFINITY;
+
+  uint64_t weight[kPerThread], sum = 0;
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    x[j] = draws ? top - x[j] : INFINITY;  // from here on the distance
+    weight[j] = fixed_weight(x[j]);
+    sum += weight[j];
+    if (x[j] < INFINITY) atomicAdd(&book.bins[distance_bin(x[j])], 1u);
+  }
+  sum = warp_sum_fixed(sum);
+  if (lane == 0) book.sum[warp] = sum;
+  __syncthreads();
+  sum = sum_of_warps(book.sum);
+  const uint32_t here = book.bins[thread];
+  uint32_t upto = here;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const uint32_t lower = __shfl_up_sync(kAllLanes, upto, d);
+    if (lane >= d) upto += lower;
+  }
+  if (lane == 31) book.counts[warp] = upto;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kBookWarps; ++w) upto += w < warp ? book.counts[w] : 0;
+  const auto wanted = static_cast<uint32_t>(k);
+  if (upto - here < wanted && wanted <= upto) book.bin = thread;
+  __syncthreads();
+
+  const float bound = farthest_of_bin(book.bin);
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    if (!(x[j] < INFINITY && x[j] <= bound)) continue;
+    const int at = atomicAdd(&book.count, 1);
+    book.distance[at] = x[j];
+    book.id[at] = static_cast<int16_t>(j * kBookThreads + thread);
+    book.weight[at] = weight[j];
+  }
+  __syncthreads();
+
+  // Top-p, then top-k. Among equal scores the one with the larger id counts as better, as in a
+  // stable ascending sort.
+  const int count = book.count, safe = max(state.min_keep, 1);
+  const double limit = all || state.top_p >= 1 ? -1.0 : (1.0 - state.top_p) * sum;
+  int parts = 32;
+  while (parts > 1 && parts * count > kBookThreads) parts /= 2;
+  const int round_size = kBookThreads / parts;
+  bool kept[kPerThread];
+#pragma unroll
+  for (int r = 0; r < kPerThread; ++r) {
+    kept[r] = false;
+    if (r * round_size >= count) continue;
+    const CandidateTurn turn(thread, r, parts, count);
+    const float mine = turn.there ? book.distance[turn.i] : INFINITY;
+    const int id = turn.there ? book.id[turn.i] : 0;
+    int rank = 0;
+    uint64_t above = 0;
+#pragma unroll 4
+    for (int i = turn.part; i < count; i += parts) {
+      const float other = book.distance[i];
+      const bool better = other < mine || (other == mine && book.id[i] > id);
+      rank += better;
+      above += better ? book.weight[i] : 0;
+    }
+    rank = sum_of_parts(rank, parts);
+    above = sum_of_parts(above, parts);
+    kept[r] = turn.first() && (rank < safe || static_cast<double>(sum - above) > limit);
+    if (kept[r] && rank == k - 1) book.kth = mine;
+  }
+  __syncthreads();
+
+  // The end code may still be barred: the weights now count from the best of what is left.
+  float least = INFINITY, distance[kPerThread];
+#pragma unroll
+  for (int r = 0; r < kPerThread; ++r) {
+    distance[r] = INFINITY;
+    if (!kept[r]) continue;
+    const CandidateTurn turn(thread, r, parts, count);
+    const bool barred = !may_end && book.id[turn.i] == tokens - 1;
+    if (book.distance[turn.i] <= book.kth && !barred) distance[r] = book.distance[turn.i];
+    least = fminf(least, distance[r]);
+  }
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) least = fminf(least, __shfl_xor_sync(kAllLanes, least, d));
+  if (lane == 0) book.least[warp] = least;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kBookWarps; ++w) least = fminf(least, book.least[w]);
+  sum = 0;
+#pragma unroll
+  for (int r = 0; r < kPerThread; ++r) {
+    const CandidateTurn turn(thread, r, parts, count);
+    weight[r] = distance[r] < INFINITY ? fixed_weight(distance[r] - least) : 0;
+    sum += weight[r];
+    if (turn.first()) book.weight[turn.i] = weight[r];
+  }
+  sum = warp_sum_fixed(sum);
+  if (lane == 0) book.kept[warp] = sum;
+  __syncthreads();
+
+  // Inverse CDF in the order of the ids.
+  sum = sum_of_warps(book.kept);
+  const auto target =
+      static_cast<uint64_t>(static_cast<double>(book.uniform) * static_cast<double>(sum));
+#pragma unroll
+  for (int r = 0; r < kPerThread; ++r) {
+    if (r * round_size >= count) continue;
+    const CandidateTurn turn(thread, r, parts, count);
+    const int id = turn.there ? book.id[turn.i] : 0;
+    uint64_t before = 0;
+#pragma unroll 4
+    for (int i = turn.part; i < count; i += parts) before += book.id[i] < id ? book.weight[i] : 0;
+    before = sum_of_parts(before, parts);
+    if (turn.first() && before <= target && target - before < weight[r]) s.row[index] = id;
+  }
+}
+
+__global__ void __launch_bounds__(kDrawThreads) draw_codes_kernel(const DrawArgs args) {
+  DrawShared& s = *launched_shared<DrawShared>();
+  const int index = threadIdx.x / kBookThreads, thread = threadIdx.x % kBookThreads;
+  let_next_start();
+  Book& book = s.books[index];
+  book.bins[thread] = 0;
+  if (thread == 0) {
+    book.bin = kBookThreads - 1;
+    book.count = 0;
+    book.kth = INFINITY;
+  }
+  wait_for_previous();
+  float logits[kPerThread];
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    const int id = min(j * kBookThreads + thread, args.tokens - 1);
+    logits[j] = __ldcg(args.logits + index * args.tokens + id);
+  }
+  copy_state<true>(*args.state, s.state);
+  __syncthreads();
+  const bool idle =
+      s.state.ended != 0 || s.state.step >= s.state.limit || s.state.count >= kMaxCallCodes;
+  if (idle) {
+    if (threadIdx.x < kSpeechBooks) s.row[threadIdx.x] = s.state.last[threadIdx.x];
+  } else {
+    draw_rows(logits, args.tokens, s);
   }
   __syncthreads();
   // The end code has an embedding too; after it nothing reads x.
   for (int d = threadIdx.x * 8; d < args.hidden; d += kDrawThreads * 8)
-    add_embeddings(args, row, d);
+    add_embeddings(args, s.row, d);
   if (idle) return;
-  if (threadIdx.x == 0) move_on(s, row, s.temperature[0] > 0, args.tokens, args.capacity);
+  if (threadIdx.x == kDrawThreads - 1)
+    move_on(s.state, s.row, s.state.temperature[0] > 0, args.tokens, args.capacity);
   __syncthreads();
-  copy_state<false>(s, *args.state);
+  copy_state<false>(s.state, *args.state);
 }
 
 }  // namespace minicpmo::cuda

@@ -174,7 +174,7 @@ void test_edges(int vocabulary) {
   s.temperature = 1;
   const std::string size = ", vocabulary " + std::to_string(vocabulary);
   for (const int k : {1, 2, 100, 1024, vocabulary - 1, vocabulary, vocabulary + 1, 0, -1}) {
-    for (const double p : {-1.0, 0.0, 0.37, 1.0, 2.0}) {
+    for (const double p : {-1.0, 0.0, 0.3713, 1.0, 2.0}) {
       s.top_k = k;
       s.top_p = p;
       s.seed += 17;

@@ -133,6 +133,9 @@ T __ldg(const T* p) {
 inline uint32_t atomicAdd(uint32_t* p, uint32_t v) {
   return std::exchange(*p, *p + v);
 }
+inline int atomicAdd(int* p, int v) {
+  return std::exchange(*p, *p + v);
+}
 inline uint32_t atomicOr(uint32_t* p, uint32_t v) {
   return std::exchange(*p, *p | v);
 }
