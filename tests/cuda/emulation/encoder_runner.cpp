@@ -1,0 +1,4 @@
+// The runner, its kernels and the products around them, compiled for the emulation.
+#include "cuda/blas.cu"
+//
+#include "cuda/encoder_runner.cu"
