@@ -65,6 +65,32 @@ void ConvNextBlock::apply(at::Tensor& x) const {
   x.add_(at::linear(h, down_, down_bias_));
 }
 
+cuda::ConvNextWeights ConvNextBlock::runner_weights() const {
+  cuda::ConvNextWeights w;
+  w.taps = taps_.const_data_ptr<float>();
+  w.taps_bias = taps_bias_.const_data_ptr<float>();
+  w.kernel = static_cast<int>(taps_.size(0));
+  w.dilation = static_cast<int>(dilation_);
+  w.norm = norm_.weight.const_data_ptr<float>();
+  w.norm_bias = norm_.bias.const_data_ptr<float>();
+  w.up = up_.const_data_ptr<float>();
+  w.up_bias = up_bias_.const_data_ptr<float>();
+  w.down = down_.const_data_ptr<float>();
+  w.down_bias = down_bias_.const_data_ptr<float>();
+  w.inner = static_cast<int>(up_.size(0));
+  return w;
+}
+
+cuda::ConvWeights runner_weights(const Conv1d& conv) {
+  cuda::ConvWeights w;
+  w.weight = conv.weight.const_data_ptr<float>();
+  if (conv.bias.defined()) w.bias = conv.bias.const_data_ptr<float>();
+  w.in = static_cast<int>(conv.in);
+  w.out = static_cast<int>(conv.out());
+  w.kernel = static_cast<int>(conv.kernel);
+  return w;
+}
+
 Result<int64_t> count_blocks(const Checkpoint& checkpoint, const std::string& prefix) {
   const auto damaged = [&](const std::string& what) {
     return Error{ErrorCode::kCorrupt, checkpoint.location() + ": " + what, ""};

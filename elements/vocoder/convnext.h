@@ -8,7 +8,9 @@
 #include <string>
 
 #include "common/result.h"
+#include "cuda/vocoder_runner.h"
 #include "engine/checkpoint.h"
+#include "engine/conv1d.h"
 
 namespace minicpmo {
 
@@ -30,6 +32,8 @@ class ConvNextBlock {
                                     const StageDevice& device);
   // Adds the block's branch to x in place. Throws c10::Error.
   void apply(at::Tensor& x) const;
+  // As a runner takes them; float32 only.
+  cuda::ConvNextWeights runner_weights() const;
 
  private:
   int64_t dilation_ = 1;
@@ -38,6 +42,8 @@ class ConvNextBlock {
   LayerNorm norm_;        // float32: taps and norm are computed in float32, whatever the type
   at::Tensor up_, up_bias_, down_, down_bias_;  // the scale is part of down_
 };
+
+cuda::ConvWeights runner_weights(const Conv1d& conv);
 
 // Number of blocks PREFIX + n + ".dwconv.weight"; kCorrupt if there are none or if a number is
 // missing.

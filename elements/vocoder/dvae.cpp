@@ -107,6 +107,20 @@ at::Tensor Dvae::dequantize(std::span<const int32_t> codes) const {
   return at::stack(projected, 1).view({rows * groups(), -1});  // the groups take turns in time
 }
 
+void Dvae::describe(cuda::VocoderRunnerSpec& spec) const {
+  spec.dims = static_cast<int>(dims_);
+  for (const Quantizer& q : quantizers_) {
+    spec.quantizer.push_back(q.weight.const_data_ptr<float>());
+    spec.quantizer_bias.push_back(q.bias.const_data_ptr<float>());
+  }
+  spec.latent = static_cast<int>(quantizers_[0].weight.size(0));
+  spec.conv_in = runner_weights(conv_in_);
+  spec.conv_in2 = runner_weights(conv_in2_);
+  for (const ConvNextBlock& block : blocks_) spec.dvae.push_back(block.runner_weights());
+  spec.conv_out = runner_weights(conv_out_);
+  spec.out_conv = runner_weights(out_conv_);
+}
+
 at::Tensor Dvae::decode(std::span<const int32_t> codes) const {
   at::Tensor x = conv_in_(dequantize(codes));
   at::gelu_(x);

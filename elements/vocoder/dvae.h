@@ -32,6 +32,9 @@ class Dvae {
   // The decoder's input, before its first convolution: (groups * rows, width).
   at::Tensor dequantize(std::span<const int32_t> codes) const;
 
+  // The DVAE's part of the spec; float32 only.
+  void describe(cuda::VocoderRunnerSpec& spec) const;
+
   int64_t books() const { return books_; }
   int64_t codes() const { return codes_; }
   int64_t groups() const {

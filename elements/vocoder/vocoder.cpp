@@ -65,6 +65,19 @@ class VocoderSession final : public Vocoder {
   VocoderSession(std::shared_ptr<const VocoderModel> model, const VocoderOptions& options)
       : model_(std::move(model)), options_(options), stream_(model_->device(), true) {}
 
+  // Stays with ATen if the model has no runner.
+  Result<void> make_runner() {
+    const StageDevice& device = model_->device();
+    if (device.runners == nullptr) return {};
+    const StreamScope scope(stream_);
+    auto runner =
+        device.runners->new_vocoder_runner(model_->runner_spec(stream_.runner_options(device)));
+    if (!runner.ok())
+      return runner.error().code == ErrorCode::kSettings ? Result<void>() : runner.error();
+    runner_ = std::move(*runner);
+    return {};
+  }
+
   Result<TensorPtr> step(const Tensor& codes, bool segment_start,
                          const CancelFlag& cancel) override {
     return run_stage("the vocoder", stream_,
@@ -96,9 +109,7 @@ class VocoderSession final : public Vocoder {
 
     std::vector<int32_t> window = context_;
     window.insert(window.end(), codes.begin(), codes.end());
-    const at::Tensor decoded = model_->decode(window).wav;
-    const std::span<const float> wav(decoded.const_data_ptr<float>(),
-                                     static_cast<size_t>(decoded.numel()));
+    ASSIGN_OR_RETURN(const std::vector<float> wav, waveform(window));
     const bool join = segment_start && options_.compatibility == Compatibility::kUpstream;
     std::vector<float> pcm = join ? append(wav) : cross_fade(wav);
 
@@ -109,6 +120,18 @@ class VocoderSession final : public Vocoder {
         context / static_cast<size_t>(books) * static_cast<size_t>(model_->samples_per_row());
     held_.assign(pcm.end() - static_cast<std::ptrdiff_t>(tail), pcm.end());
     return to_tensor(std::span(pcm).first(pcm.size() - tail));
+  }
+
+  Result<std::vector<float>> waveform(std::span<const int32_t> window) const {
+    const size_t rows = window.size() / static_cast<size_t>(model_->dvae().books());
+    std::vector<float> wav(rows * static_cast<size_t>(model_->samples_per_row()));
+    if (runner_) {
+      RETURN_IF_ERROR(runner_->decode(window, wav));
+    } else {
+      const at::Tensor decoded = model_->decode(window).wav;
+      std::memcpy(wav.data(), decoded.const_data_ptr<float>(), wav.size() * sizeof(float));
+    }
+    return wav;
   }
 
   std::vector<float> append(std::span<const float> wav) const {
@@ -130,13 +153,29 @@ class VocoderSession final : public Vocoder {
 
   std::shared_ptr<const VocoderModel> model_;
   VocoderOptions options_;
-  StageStream stream_;            // high priority: sound that comes late is heard
+  StageStream stream_;  // high priority: sound that comes late is heard
+  std::unique_ptr<cuda::VocoderRunner> runner_;
   std::vector<int32_t> context_;  // the last code rows, kContextRows at most
   std::vector<float> held_;       // their samples, not yet returned
   bool segment_start_ = false;    // of a step without rows
 };
 
 }  // namespace
+
+VocoderModel::VocoderModel(const StageDevice& device, Dvae dvae, Vocos vocos)
+    : device_(device), dvae_(std::move(dvae)), vocos_(std::move(vocos)) {
+  if (device_.runners != nullptr) synthesis_ = vocos_.synthesis();
+}
+
+cuda::VocoderRunnerSpec VocoderModel::runner_spec(const cuda::RunnerOptions& options) const {
+  cuda::VocoderRunnerSpec spec;
+  spec.options = options;
+  dvae_.describe(spec);
+  vocos_.describe(spec);
+  spec.synthesis = synthesis_.const_data_ptr<float>();
+  spec.max_rows = static_cast<int>(kContextRows + kMaxRows);
+  return spec;
+}
 
 VocoderModel::Window VocoderModel::decode(std::span<const int32_t> codes) const {
   Window window;
@@ -151,8 +190,9 @@ Result<std::shared_ptr<const VocoderModel>> load_vocoder(
   using Model = std::shared_ptr<const VocoderModel>;
   return run_stage("loading the vocoder", [&]() -> Result<Model> {
     if (progress) progress(0, "vocoder");
+    const StageDevice dvae_device = device.runners != nullptr ? device.with(at::kFloat) : device;
     ASSIGN_OR_RETURN(auto dvae, Dvae::load(checkpoint, "tts.dvae.", config.speech.books,
-                                           config.speech.audio_tokens - 1, device));
+                                           config.speech.audio_tokens - 1, dvae_device));
     if (cancel.is_set())
       return Error{ErrorCode::kCancelled, "loading the vocoder was cancelled", ""};
     if (progress) progress(50, "vocoder");
@@ -162,9 +202,11 @@ Result<std::shared_ptr<const VocoderModel>> load_vocoder(
   });
 }
 
-std::unique_ptr<Vocoder> new_vocoder(std::shared_ptr<const VocoderModel> model,
-                                     const VocoderOptions& options) {
-  return std::make_unique<VocoderSession>(std::move(model), options);
+Result<std::unique_ptr<Vocoder>> new_vocoder(std::shared_ptr<const VocoderModel> model,
+                                             const VocoderOptions& options) {
+  auto session = std::make_unique<VocoderSession>(std::move(model), options);
+  RETURN_IF_ERROR(session->make_runner());
+  return std::unique_ptr<Vocoder>(std::move(session));
 }
 
 }  // namespace minicpmo

@@ -1,9 +1,12 @@
 #include "vocoder/vocos.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/complex.h>
+#include <ATen/ops/eye.h>
 #include <ATen/ops/fft_irfft.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <utility>
 
@@ -66,6 +69,30 @@ at::Tensor Vocos::inverse_stft(const at::Tensor& head) const {
   const at::Tensor wave = overlap_add(at::fft_irfft(spectrum, n_fft_, 1).mul_(window_));
   const at::Tensor envelope = overlap_add(squared_.expand({frames, n_fft_}));
   return wave.div_(envelope.clamp_min(1e-11));
+}
+
+at::Tensor Vocos::synthesis() const {
+  const int64_t bins = n_fft_ / 2 + 1;
+  const at::Tensor unit = at::eye(bins, at::kDouble), zero = at::zeros_like(unit);
+  const at::Tensor spectra =
+      at::cat({at::complex(unit, zero), at::complex(zero, unit).narrow(0, 1, bins - 2)});
+  const at::Tensor waves =
+      at::fft_irfft(spectra, n_fft_, 1).mul_(window_.to(at::kCPU, at::kDouble));
+  return waves.t().to(at::kFloat).contiguous().to(window_.device());
+}
+
+void Vocos::describe(cuda::VocoderRunnerSpec& spec) const {
+  spec.embed = runner_weights(embed_);
+  spec.norm = norm_.weight.const_data_ptr<float>();
+  spec.norm_bias = norm_.bias.const_data_ptr<float>();
+  for (const ConvNextBlock& block : blocks_) spec.vocos.push_back(block.runner_weights());
+  spec.final_norm = final_norm_.weight.const_data_ptr<float>();
+  spec.final_norm_bias = final_norm_.bias.const_data_ptr<float>();
+  spec.out = out_.const_data_ptr<float>();
+  spec.out_bias = out_bias_.const_data_ptr<float>();
+  spec.window = window_.const_data_ptr<float>();
+  spec.n_fft = static_cast<int>(n_fft_);
+  spec.hop = static_cast<int>(hop());
 }
 
 // (frames, n_fft) at steps of hop() -> (frames * hop()), the ends trimmed.

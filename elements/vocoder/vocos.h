@@ -32,6 +32,15 @@ class Vocos {
   // by the sum of the squared windows.
   at::Tensor inverse_stft(const at::Tensor& head) const;
 
+  // The inverse DFT and the window as a matrix (n_fft() outputs, n_fft() inputs) on the weights'
+  // device: the inputs are a frame's real parts, bins 0..n_fft() / 2, then the imaginary parts of
+  // the bins between the first and the last. A runner's product with it costs less than an FFT's
+  // launches.
+  at::Tensor synthesis() const;
+
+  // Vocos's part of the spec, without `synthesis`.
+  void describe(cuda::VocoderRunnerSpec& spec) const;
+
   int64_t n_fft() const { return n_fft_; }
   int64_t hop() const { return n_fft_ / kOverlap; }
   int64_t blocks() const { return static_cast<int64_t>(blocks_.size()); }

@@ -51,7 +51,7 @@ void append(std::vector<float>& pcm, const Tensor& tensor) {
 std::vector<float> stream(const std::shared_ptr<const VocoderModel>& model, const Golden& golden) {
   const auto codes = codes_of(golden);
   const auto ranges = golden.integers("window.ranges");
-  auto session = new_vocoder(model, VocoderOptions());
+  const auto session = std::move(*new_vocoder(model, VocoderOptions()));
   std::vector<float> pcm;
   int64_t begin = 0;
   for (size_t i = 0; i < ranges.size(); i += 2) {
@@ -157,7 +157,7 @@ TEST_P(SegmentParity, JoinsOfSegments) {
   const StageScope scope;
   const auto wide = golden.integers("codes"), calls = golden.integers("calls");
   const std::vector<int32_t> codes(wide.begin(), wide.end());
-  auto session = new_vocoder(load_model(at::kFloat), VocoderOptions{GetParam()});
+  const auto session = std::move(*new_vocoder(load_model(at::kFloat), VocoderOptions{GetParam()}));
   std::vector<float> pcm;
   int64_t begin = 0, joins = 0;
   for (size_t i = 0; i < calls.size();

@@ -44,7 +44,9 @@ class VocoderTest : public testing::Test {
   static void TearDownTestSuite() { model_.reset(); }
 
   std::unique_ptr<Vocoder> session(Compatibility compatibility = Compatibility::kNone) const {
-    return new_vocoder(model_, VocoderOptions{compatibility});
+    auto vocoder = new_vocoder(model_, VocoderOptions{compatibility});
+    if (!vocoder.ok()) throw std::runtime_error(vocoder.error().message);
+    return std::move(*vocoder);
   }
   static Pcm step(Vocoder& vocoder, const Codes& codes, bool segment_start = false) {
     return pcm_of(vocoder.step(*tensor_of(DataType::kInt32, codes), segment_start, CancelFlag()));
