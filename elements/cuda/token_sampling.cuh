@@ -7,8 +7,9 @@
 // makes a histogram, with bins as wide as 1/128 of the distance. The distance at which k groups are
 // counted bounds that of the k-th best token; so the candidates, the tokens within that bound, hold
 // all that top-k keeps. There are few more than k. They are ranked by counting, which needs no sort
-// and few barriers. If they do not fit (many equal scores; top-k off), the same rules are applied
-// to all tokens by bisection: several hundred microseconds, and as exact.
+// and few barriers. With top-k off the best few hundred are tried: if top-p drops one of them it
+// drops all others too. If that fails (many equal scores; a flat distribution), the same rules are
+// applied to all tokens by bisection: about a millisecond, and as exact.
 //
 // Probabilities are fixed-point numbers, 2^-44 of the best token's: sums do not depend on the order
 // and can be taken by any thread.
@@ -26,6 +27,7 @@ constexpr int kGroup = 32, kChunkGroups = kChunk / kGroup;
 constexpr int kMaximaPerThread = TokenSampler::kMaxVocabulary / kGroup / kChooseThreads;
 constexpr int kCandidates = 2 * kChooseThreads;
 constexpr int kBins = 2 * kChooseThreads;
+constexpr int kTried = 256;                     // best tokens, with top-k off
 constexpr uint32_t kFirstBin = (127 - 8) << 7;  // distances of 2^-8 to 2^8, 128 bins an octave
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
@@ -125,8 +127,9 @@ struct ChooseShared {
   uint64_t words[kChooseWarps];
   uint32_t counts[kChooseWarps];
   uint32_t bin, group_count, count;
-  float kth;
+  float kth, uniform;
   int token;
+  bool dropped;
 };
 
 __device__ __forceinline__ uint64_t warp_sum_words(uint64_t v) {
@@ -199,18 +202,21 @@ __device__ inline void find_bin(uint32_t k, ChooseShared& s) {
 
 // Lists the tokens within `bound` in s.z, s.id and s.weight; false: more than fit.
 __device__ inline bool collect_candidates(const TokenArgs& args, const Softmax& softmax,
-                                          const float (&maxima)[kMaximaPerThread], float bound,
+                                          const float (&maxima)[kMaximaPerThread],
                                           ChooseShared& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float end = bin_end(s.bin), bound = softmax.scaled(end);
+  // A larger distance can only round to the same z if z has lost its precision.
+  const float reach = bound < 1e-30F ? INFINITY : end * 1.00001F;
 #pragma unroll
   for (int j = 0; j < kMaximaPerThread; ++j) {
-    if (maxima[j] == -INFINITY || softmax.z(maxima[j]) > bound) continue;
+    if (maxima[j] == -INFINITY || softmax.distance(maxima[j]) > reach) continue;
     const uint32_t at = atomicAdd(&s.group_count, 1u);
     if (at < kCandidates) s.groups[at] = static_cast<uint16_t>(j * kChooseThreads + threadIdx.x);
   }
   __syncthreads();
   const int groups = static_cast<int>(s.group_count);
-  if (groups > kCandidates) return false;  // each has one candidate at least
+  if (groups > kCandidates) return false;
   constexpr int kUnroll = 8;
   for (int i = warp; i < groups; i += kChooseWarps * kUnroll) {
     float x[kUnroll];
@@ -252,8 +258,9 @@ struct Turn {
 };
 
 // Top-k, top-p and the draw among the candidates; sets s.token. Among equal scores the larger id
-// counts as better, as in a stable ascending sort.
-__device__ inline void choose_candidate(int k, double top_p, float uniform, ChooseShared& s) {
+// counts as better, as in a stable ascending sort. With top-k off (k <= 0) `total` is the weight of
+// all tokens; false: tokens that are no candidates may matter.
+__device__ inline bool choose_candidate(int k, double top_p, uint64_t total, ChooseShared& s) {
   constexpr int kRounds = kCandidates / kChooseThreads;
   const int count = static_cast<int>(s.count);
   int parts = 32;
@@ -289,17 +296,21 @@ __device__ inline void choose_candidate(int k, double top_p, float uniform, Choo
     if (z[r] > s.kth) weight[r] = 0;
     all += weight[r];
   }
-  all = block_sum(all, s);
+  all = k > 0 ? block_sum(all, s) : total;
   const double limit = top_p_limit(top_p, all);
   uint64_t kept = 0;
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
     const Turn turn(r, parts, count);
-    if (rank[r] > 0 && !(static_cast<double>(all - above[r]) > limit)) weight[r] = 0;
+    if (turn.first() && rank[r] > 0 && !(static_cast<double>(all - above[r]) > limit)) {
+      weight[r] = 0;
+      s.dropped = true;
+    }
     kept += weight[r];
-    if (turn.first()) s.weight[turn.i] = weight[r];  // block_sum() has waited for the readers
+    if (turn.first()) s.weight[turn.i] = weight[r];  // nobody reads them since the barrier above
   }
-  const uint64_t target = cdf_target(uniform, block_sum(kept, s));
+  const uint64_t target = cdf_target(s.uniform, block_sum(kept, s));
+  if (k <= 0 && !s.dropped) return false;
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
     const Turn turn(r, parts, count);
@@ -311,19 +322,28 @@ __device__ inline void choose_candidate(int k, double top_p, float uniform, Choo
     if (turn.first() && before <= target && target - before < weight[r]) s.token = id;
   }
   __syncthreads();
+  return true;
 }
 
 // --- all tokens
 
+// Replaces the scores by their z.
+__device__ inline void scale_scores(const TokenArgs& args, const Softmax& softmax) {
+  const int count = args.chunks * kChunk;
+  __syncthreads();
+#pragma unroll 4
+  for (int i = threadIdx.x; i < count; i += kChooseThreads)
+    args.scores[i] = softmax.z(__ldcg(args.scores + i));
+  __syncthreads();
+}
+
 // By the whole block: the sum over all tokens of value(z).
 template <typename Value>
-__device__ uint64_t sum_tokens(const TokenArgs& args, const Softmax& softmax, ChooseShared& s,
-                               Value value) {
+__device__ uint64_t sum_tokens(const TokenArgs& args, ChooseShared& s, Value value) {
   uint64_t sum = 0;
   const int count = args.chunks * kChunk;
 #pragma unroll 8
-  for (int i = threadIdx.x; i < count; i += kChooseThreads)
-    sum += value(softmax.z(__ldcg(args.scores + i)));
+  for (int i = threadIdx.x; i < count; i += kChooseThreads) sum += value(__ldcg(args.scores + i));
   return block_sum(sum, s);
 }
 
@@ -350,12 +370,11 @@ struct Kept {
   uint64_t weight, dropped;
 };
 
-__device__ inline Kept keep_tokens(const TokenArgs& args, const Softmax& softmax, int k,
-                                   double top_p, ChooseShared& s) {
+__device__ inline Kept keep_tokens(const TokenArgs& args, int k, double top_p, ChooseShared& s) {
   float kth = INFINITY;
   if (k > 0) {
     kth = bisect([&](float v) {
-      return sum_tokens(args, softmax, s, [&](float z) -> uint64_t { return z < v ? 1 : 0; }) <
+      return sum_tokens(args, s, [&](float z) -> uint64_t { return z < v ? 1 : 0; }) <
              static_cast<uint64_t>(k);
     });
     kth = kth < INFINITY ? kth : INFINITY;
@@ -363,28 +382,25 @@ __device__ inline Kept keep_tokens(const TokenArgs& args, const Softmax& softmax
   if (top_p >= 1) return {kth, rough_weight(kth), 0};
   // of those kept by top-k
   const auto from = [&](float v) {
-    return sum_tokens(args, softmax, s,
-                      [&](float z) { return z >= v && z <= kth ? rough_weight(z) : 0; });
+    return sum_tokens(args, s, [&](float z) { return z >= v && z <= kth ? rough_weight(z) : 0; });
   };
   const uint64_t all = from(0);
   const auto limit = static_cast<uint64_t>(min(top_p_limit(top_p, all), static_cast<double>(all)));
   const float cut = bisect([&](float v) { return v < INFINITY && from(v) > limit; });
   const uint64_t beyond = from(__uint_as_float(__float_as_uint(cut) + 1));
-  const uint64_t equal =
-      sum_tokens(args, softmax, s, [&](float z) -> uint64_t { return z == cut ? 1 : 0; });
+  const uint64_t equal = sum_tokens(args, s, [&](float z) -> uint64_t { return z == cut ? 1 : 0; });
   const uint64_t weight = rough_weight(cut);
   return {cut, weight, min((limit - beyond) / weight, equal - 1)};
 }
 
 // Each warp takes a range of ids. Sets s.token.
-__device__ inline void choose_any(const TokenArgs& args, const Softmax& softmax, int k,
-                                  double top_p, float uniform, ChooseShared& s) {
-  const Kept kept = keep_tokens(args, softmax, k, top_p, s);
+__device__ inline void choose_any(const TokenArgs& args, int k, double top_p, ChooseShared& s) {
+  const Kept kept = keep_tokens(args, k, top_p, s);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int each = args.chunks * kChunk / kChooseWarps, begin = warp * each;
   uint64_t sum = 0, equal = 0;
   for (int i = begin + lane; i < begin + each; i += 32) {
-    const float z = softmax.z(__ldcg(args.scores + i));
+    const float z = __ldcg(args.scores + i);
     if (z < kept.cut) sum += rough_weight(z);
     equal += z == kept.cut && z < INFINITY ? 1 : 0;
   }
@@ -405,10 +421,10 @@ __device__ inline void choose_any(const TokenArgs& args, const Softmax& softmax,
     all += s.words[w] + left * kept.weight;
     equals = end;
   }
-  const uint64_t target = cdf_target(uniform, all);
+  const uint64_t target = cdf_target(s.uniform, all);
   if (before <= target && target - before < mine) {
     for (int i = begin + lane;; i += 32) {
-      const float z = softmax.z(__ldcg(args.scores + i));
+      const float z = __ldcg(args.scores + i);
       const bool tie = z == kept.cut && z < INFINITY;
       const unsigned ties = __ballot_sync(kWholeWarp, tie);
       const uint64_t order = equal_before + __popc(ties & ((1u << lane) - 1));
@@ -458,6 +474,7 @@ __global__ void __launch_bounds__(kChooseThreads) choose_token_kernel(const Toke
     s.group_count = s.count = 0;
     s.kth = INFINITY;
     s.token = 0;
+    s.dropped = false;
   }
   wait_for_previous();
   uint64_t best = static_cast<int>(threadIdx.x) < args.chunks ? __ldcg(args.best + threadIdx.x) : 0;
@@ -470,8 +487,10 @@ __global__ void __launch_bounds__(kChooseThreads) choose_token_kernel(const Toke
   const float temperature = __ldcg(&args.state->temperature);
   const int k = __ldcg(&args.state->top_k);
   const double top_p = __ldcg(&args.state->top_p);
-  const float uniform = philox_uniform(__ldcg(&args.state->seed), __ldcg(&args.state->stream),
-                                       __ldcg(&args.state->counter));
+  if (threadIdx.x == kChooseThreads - 1) {
+    s.uniform = philox_uniform(__ldcg(&args.state->seed), __ldcg(&args.state->stream),
+                               __ldcg(&args.state->counter));
+  }
   best = warp_max_packed(best);
   if (threadIdx.x % 32 == 0) s.words[threadIdx.x / 32] = best;
   __syncthreads();
@@ -482,20 +501,23 @@ __global__ void __launch_bounds__(kChooseThreads) choose_token_kernel(const Toke
     if (threadIdx.x == 0) take_token(args, packed_id(best), random);
     return;
   }
-  bool few = k > 0 && k < args.vocabulary;
-  if (few) {
+  const int keep = k < args.vocabulary ? max(k, 0) : 0;  // 0: all
+  bool chosen = false;
+  if (keep > 0 || top_p < 1) {
 #pragma unroll
     for (int j = 0; j < kMaximaPerThread; ++j) {
       if (maxima[j] > -INFINITY) atomicAdd(&s.bins[bin_of(softmax.distance(maxima[j]))], 1u);
     }
     __syncthreads();
-    find_bin(static_cast<uint32_t>(k), s);
-    few = collect_candidates(args, softmax, maxima, softmax.scaled(bin_end(s.bin)), s);
+    find_bin(static_cast<uint32_t>(keep > 0 ? keep : kTried), s);
+    chosen = collect_candidates(args, softmax, maxima, s);
   }
-  if (few) {
-    choose_candidate(k, top_p, uniform, s);
+  if (chosen && keep > 0) {
+    choose_candidate(keep, top_p, 0, s);
   } else {
-    choose_any(args, softmax, k < args.vocabulary ? k : 0, top_p, uniform, s);
+    scale_scores(args, softmax);
+    if (chosen) chosen = choose_candidate(0, top_p, sum_tokens(args, s, rough_weight), s);
+    if (!chosen) choose_any(args, keep, top_p, s);
   }
   if (threadIdx.x == 0) take_token(args, s.token, true);
 }

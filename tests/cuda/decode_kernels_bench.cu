@@ -190,7 +190,9 @@ void bench_tokens(Timer& timer) {
   s.top_k = 1024;
   measure("top-k 1024, top-p 0.8:");
   s.top_k = 0;
-  measure("top-p 0.8 of all:");
+  measure("top-p 0.8 of all, flat:");
+  s.temperature = 0.3F;
+  measure("top-p 0.8 of all, peaked:");
 }
 
 void bench_llm(Timer& timer) {
