@@ -60,6 +60,7 @@ class SpeechDecoder {
   SpeechDecoder(std::shared_ptr<const SpeechModelWeights> weights, int64_t max_codes,
                 const StageStream& stream = {});
 
+  const std::shared_ptr<const SpeechModelWeights>& weights() const { return weights_; }
   int64_t max_codes() const { return max_codes_; }
   // speaker: float32 (1, llm_dim), on any device. What takes the place of [spk_emb]: projected,
   // then of length 1. (1, hidden)

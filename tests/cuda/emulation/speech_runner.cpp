@@ -1,0 +1,2 @@
+// The runner, compiled for the emulation.
+#include "cuda/speech_runner.cu"
