@@ -46,6 +46,7 @@ struct Options {
   gboolean upstream = FALSE;
   gboolean realtime = FALSE;
   gboolean rtp = FALSE;
+  gboolean separate = FALSE;
   gboolean json = FALSE;
   gint max_new_tokens = 0;
   gint max_codes = 0;
@@ -150,7 +151,7 @@ class Conversation {
   }
 
   // Loads the model, then asks. False after printing an error.
-  bool run(const char* question) {
+  bool run(const char* question, const std::vector<const char*>& texts) {
     GstElement* pipeline = pipeline_.get();
     bus_.reset(gst_element_get_bus(pipeline));
     const gint64 start = g_get_monotonic_time();
@@ -159,7 +160,7 @@ class Conversation {
     load_ms_ = static_cast<double>(g_get_monotonic_time() - start) / 1000;
     clock_.begin_turn();
     gst_element_set_state(pipeline, GST_STATE_PLAYING);
-    const bool ok = question ? hear(question) : type();
+    const bool ok = question ? hear(question) : type(texts);
     gst_element_set_state(pipeline, GST_STATE_NULL);
     return ok;
   }
@@ -174,19 +175,19 @@ class Conversation {
   }
 
   // Each text when the answer to the one before has left the vocoder.
-  bool type() {
+  bool type(const std::vector<const char*>& texts) {
     Ref<GstElement> source(gst_bin_get_by_name(GST_BIN(pipeline_.get()), "typed"));
     GstClockTime time = 0;
-    for (gchar** text = options_.text; *text; ++text) {
-      GstBuffer* buffer = gst_buffer_new_memdup(*text, strlen(*text));
+    for (const char* text : texts) {
+      GstBuffer* buffer = gst_buffer_new_memdup(text, strlen(text));
       GST_BUFFER_PTS(buffer) = time++;
       const guint64 refused = refused_questions();
       clock_.begin_turn();
       gst_app_src_push_buffer(GST_APP_SRC(source.get()), buffer);
-      const bool last = text[1] == nullptr;
+      const bool last = text == texts.back();
       if (last) gst_app_src_end_of_stream(GST_APP_SRC(source.get()));
       const bool ok = last ? wait_for_end() : wait_for_answer(refused);
-      report(*text);
+      report(text);
       if (!ok) return false;
     }
     return true;
@@ -288,8 +289,8 @@ bool take_place(const std::string& path, bool whole) {
   return false;
 }
 
-bool ask(const Options& options, const char* question, Ref<GstContext>* model,
-         nlohmann::json* results) {
+bool ask(const Options& options, const char* question, const std::vector<const char*>& texts,
+         Ref<GstContext>* model, nlohmann::json* results) {
   const std::string wav = wav_path(options, question);
   const std::string line = launch_line(options, question, wav);
   GError* error = nullptr;
@@ -314,7 +315,7 @@ bool ask(const Options& options, const char* question, Ref<GstContext>* model,
     g_object_set(source.get(), "location", question, nullptr);
   }
   Conversation conversation(options, parsed, model);
-  const bool ok = conversation.run(question);
+  const bool ok = conversation.run(question, texts);
   if (!wav.empty() && !take_place(wav, ok)) return false;
   if (options.codes && !wav.empty() && !take_place(wav + ".codes", ok)) return false;
   for (nlohmann::json turn : conversation.turns()) {
@@ -327,6 +328,15 @@ bool ask(const Options& options, const char* question, Ref<GstContext>* model,
     results->push_back(std::move(turn));
   }
   return ok;
+}
+
+std::vector<std::vector<const char*>> typed_conversations(const Options& options) {
+  std::vector<std::vector<const char*>> conversations;
+  for (gchar** text = options.text; text && *text; ++text) {
+    if (options.separate || conversations.empty()) conversations.emplace_back();
+    conversations.back().push_back(*text);
+  }
+  return conversations;
 }
 
 GOptionContext* command_line(Options* o) {
@@ -351,6 +361,8 @@ GOptionContext* command_line(Options* o) {
        "Feed the question at the pace it was spoken", nullptr},
       {"rtp", 0, 0, G_OPTION_ARG_NONE, &o->rtp, "Also make Opus in RTP packets; time the first one",
        nullptr},
+      {"separate", 0, 0, G_OPTION_ARG_NONE, &o->separate,
+       "Each typed question is a conversation of its own", nullptr},
       {"max-new-tokens", 0, 0, G_OPTION_ARG_INT, &o->max_new_tokens, "Longest answer, in tokens",
        "N"},
       {"max-codes", 0, 0, G_OPTION_ARG_INT, &o->max_codes,
@@ -383,12 +395,14 @@ int main(int argc, char** argv) {
     fprintf(stderr, "minicpmo-ask: name a sound file, or use --text (see --help)\n");
     return 2;
   }
+  const auto typed = typed_conversations(options);
   nlohmann::json results = nlohmann::json::array();
   Ref<GstContext> model;
   bool ok = true;
   for (int run = 0; run < std::max(1, options.runs); ++run) {
-    if (options.text) ok = ask(options, nullptr, &model, &results) && ok;
-    for (gchar** q = options.questions; q && *q; ++q) ok = ask(options, *q, &model, &results) && ok;
+    for (const auto& texts : typed) ok = ask(options, nullptr, texts, &model, &results) && ok;
+    for (gchar** q = options.questions; q && *q; ++q)
+      ok = ask(options, *q, {}, &model, &results) && ok;
   }
   if (options.json)
     printf("%s\n", results.dump(1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());

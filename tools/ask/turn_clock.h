@@ -32,7 +32,7 @@ struct Turn {
   std::string text;
 };
 
-// The figures of one turn (README.md in tools/bench says what each one is).
+// The figures of one turn (tools/bench --help says what each one is).
 nlohmann::json measure(const Turn& turn);
 
 // Watches a pipeline with the elements "first" (if it encodes speech), "llm", "tts", "vocoder" and
