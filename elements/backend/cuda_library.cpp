@@ -19,19 +19,27 @@ namespace {
 
 constexpr const char* kLibrary = "libminicpmo-cuda.so";
 
+// As the environment says, or beside this code; otherwise the bare name, which dlopen looks up
+// itself (LD_LIBRARY_PATH).
 std::string library_path() {
-  if (const char* path = std::getenv("MINICPMO_CUDA_LIBRARY")) return path;
+  std::error_code error;
+  const char* const set = std::getenv("MINICPMO_CUDA_LIBRARY");
+  if (set && std::filesystem::exists(set, error)) return set;
   Dl_info info{};
   if (dladdr(reinterpret_cast<const void*>(&load_cuda_library), &info) == 0 || !info.dli_fname)
     return kLibrary;
-  std::error_code error;
   const auto own = std::filesystem::canonical(info.dli_fname, error);
-  return error ? kLibrary : (own.parent_path() / kLibrary).string();
+  const auto beside = own.parent_path() / kLibrary;
+  return std::filesystem::exists(beside, error) ? beside.string() : kLibrary;
 }
 
 // What dlopen says of a missing library: "libcublas.so.13: cannot open shared object file: ...".
 Error missing(const std::string& path, const std::string& words) {
   const std::string needed = words.substr(0, words.find(':'));
+  if (needed == kLibrary) {
+    return Error{ErrorCode::kNotFound,
+                 needed + " does not exist: this build has no CUDA backend (it needs nvcc)", words};
+  }
   return Error{ErrorCode::kLibrary,
                path + " cannot be loaded: " + needed +
                    (words.find("cannot open shared object") != std::string::npos
@@ -43,11 +51,6 @@ Error missing(const std::string& path, const std::string& words) {
 
 Result<const cuda::Library*> open_library() {
   const std::string path = library_path();
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) {
-    return Error{ErrorCode::kNotFound,
-                 path + " does not exist: this build has no CUDA backend (it needs nvcc)"};
-  }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) return missing(path, dlerror());
   const auto function =

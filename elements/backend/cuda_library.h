@@ -7,8 +7,9 @@
 
 namespace minicpmo {
 
-// Loads the library once in a process, from beside the library or program that this code is in (or
-// from the path in the environment variable MINICPMO_CUDA_LIBRARY). kNotFound if it is not there,
+// Loads the library once in a process: from the path in the environment variable
+// MINICPMO_CUDA_LIBRARY if there is such a file, otherwise from beside the library or program that
+// this code is in, otherwise from where the dynamic linker looks. kNotFound if it is not there,
 // kLibrary if it does not match or a library that it needs is missing; the message names that.
 Result<const cuda::Library*> load_cuda_library();
 

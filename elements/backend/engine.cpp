@@ -136,6 +136,20 @@ const char* name_of(Stage stage) {
   return "unknown stage";
 }
 
+// A runner takes its memory from the driver, which knows nothing of what torch keeps free: if it
+// runs out, torch gives that back and it tries again.
+template <class Make>
+auto make_session(const char* what, const StageDevice& device, Make&& make) -> decltype(make()) {
+  auto session = run_stage(what, make);
+  if (session.ok() || !device.is_cuda() || session.error().code != ErrorCode::kNoSpace) {
+    return session;
+  }
+  return run_stage(what, [&]() -> decltype(make()) {
+    c10::getDeviceAllocator(device.device.type())->emptyCache();
+    return make();
+  });
+}
+
 Error not_loaded(const char* stage) {
   return Error{ErrorCode::kFailed, std::string("the ") + stage + " is not loaded",
                "Engine::load has to come first"};
@@ -254,8 +268,8 @@ Result<void> TorchEngine::read(Stage stage, const Progress& tell, const CancelFl
 Result<std::unique_ptr<AudioEncoder>> TorchEngine::new_audio_encoder() {
   auto weights = audio_.get();
   if (!weights) return not_loaded("audio encoder");
-  return run_stage("audio encoder", [&]() -> Result<std::unique_ptr<AudioEncoder>> {
-    return minicpmo::new_audio_encoder(std::move(weights));
+  return make_session("audio encoder", device_, [&]() -> Result<std::unique_ptr<AudioEncoder>> {
+    return minicpmo::new_audio_encoder(weights);
   });
 }
 
@@ -263,24 +277,24 @@ Result<std::unique_ptr<LanguageModel>> TorchEngine::new_language_model(
     const LanguageModelOptions& options) {
   auto weights = language_.get();
   if (!weights) return not_loaded("language model");
-  return run_stage("language model", [&]() -> Result<std::unique_ptr<LanguageModel>> {
-    return minicpmo::new_language_model(std::move(weights), options);
+  return make_session("language model", device_, [&]() -> Result<std::unique_ptr<LanguageModel>> {
+    return minicpmo::new_language_model(weights, options);
   });
 }
 
 Result<std::unique_ptr<SpeechModel>> TorchEngine::new_speech_model() {
   auto weights = speech_.get();
   if (!weights) return not_loaded("speech model");
-  return run_stage("speech model", [&]() -> Result<std::unique_ptr<SpeechModel>> {
-    return minicpmo::new_speech_model(std::move(weights));
+  return make_session("speech model", device_, [&]() -> Result<std::unique_ptr<SpeechModel>> {
+    return minicpmo::new_speech_model(weights);
   });
 }
 
 Result<std::unique_ptr<Vocoder>> TorchEngine::new_vocoder(const VocoderOptions& options) {
   auto weights = vocoder_.get();
   if (!weights) return not_loaded("vocoder");
-  return run_stage("vocoder", [&]() -> Result<std::unique_ptr<Vocoder>> {
-    return minicpmo::new_vocoder(std::move(weights), options);
+  return make_session("vocoder", device_, [&]() -> Result<std::unique_ptr<Vocoder>> {
+    return minicpmo::new_vocoder(weights, options);
   });
 }
 
