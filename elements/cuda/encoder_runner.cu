@@ -66,9 +66,10 @@ class Runner final : public EncoderRunner {
     const auto frames = static_cast<int>(mel.size()) / spec_.mel_bins;
     if (frames < 1 || frames > spec_.max_frames || cached < 0 ||
         cached + (frames + 1) / 2 > spec_.max_positions) {
-      return Error{ErrorCode::kFailed, std::string(kWhat) + ": " + std::to_string(frames) +
-                                           " mel frames after " + std::to_string(cached) +
-                                           " positions do not fit"};
+      return Error{ErrorCode::kFailed,
+                   std::string(kWhat) + ": " + std::to_string(frames) + " mel frames after " +
+                       std::to_string(cached) + " positions do not fit",
+                   ""};
     }
     RETURN_IF_ERROR(
         check(upload(mel.first(static_cast<size_t>(frames * spec_.mel_bins)), cached), kWhat));
