@@ -22,6 +22,7 @@ class Golden {
   // name: "q01_cap"; FIXTURES is defined by tests/meson.build.
   explicit Golden(const std::string& name)
       : Golden(std::string(FIXTURES "/golden/") + name + ".safetensors", Path{}) {}
+  static Golden at(const std::string& path) { return Golden(path, Path{}); }
 
   bool has(const std::string& name) const { return file_->entries().count(name) != 0; }
 
