@@ -31,9 +31,9 @@ T value_of(Result<T> result) {
   return std::move(*result);
 }
 
-// MODEL in the environment, otherwise the small checkpoint of the source tree.
+// MINICPMO_MODEL in the environment, otherwise the small checkpoint of the source tree.
 inline std::string model_directory() {
-  const char* const named = std::getenv("MODEL");
+  const char* const named = std::getenv("MINICPMO_MODEL");
   return named != nullptr ? named : MODEL_DIR;
 }
 
