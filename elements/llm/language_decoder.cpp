@@ -53,7 +53,7 @@ class AtenDecoder final : public LanguageDecoder {
 class RunnerDecoder final : public LanguageDecoder {
  public:
   RunnerDecoder(std::shared_ptr<const LanguageModelWeights> weights, int64_t capacity)
-      : LanguageDecoder(KvCache(weights->config.language, capacity, weights->device),
+      : LanguageDecoder(KvCache(weights->config.language, capacity, weights->device, capacity),
                         weights->config.language.vocab_size),
         weights_(std::move(weights)) {}
 
@@ -120,7 +120,7 @@ Result<std::unique_ptr<LanguageDecoder>> try_runner(
     const std::shared_ptr<const LanguageModelWeights>& weights, int64_t capacity,
     const StageStream& stream) {
   const StageDevice& device = weights->device;
-  if (!device.is_cuda() || device.type != at::kBFloat16 || device.runners == nullptr ||
+  if (device.type != at::kBFloat16 || device.runners == nullptr ||
       device.runners->new_language_runner == nullptr) {
     return std::unique_ptr<LanguageDecoder>();
   }
