@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "cuda/language_runner.h"
 #include "engine/stage_scope.h"
 #include "engine/torch_tensor.h"
 
@@ -20,6 +21,7 @@ constexpr const char* kWhat = "language model";
 // Rows per forward pass: bounds the attention scores' memory and the time until a cancel flag is
 // seen.
 constexpr int64_t kSlice = 512;
+static_assert(kSlice <= cuda::LanguageRunner::kMaxRows);
 // A turn is refused unless an answer of so many tokens has room behind it.
 constexpr int64_t kAnswerReserve = 16;
 
