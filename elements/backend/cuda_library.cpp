@@ -92,8 +92,9 @@ Result<void> try_cuda_device(int index) {
     return {};
   });
   if (result.ok() || result.error().code == ErrorCode::kNoSpace) return result;
-  Error error = result.error();
-  return Error{ErrorCode::kBusy, name + " cannot be used: " + error.detail, error.message};
+  const std::string& words = result.error().detail;  // CUDA's go on with hints for programmers
+  return Error{ErrorCode::kBusy, name + " cannot be used: " + words.substr(0, words.find('\n')),
+               words};
 }
 
 }  // namespace minicpmo

@@ -113,7 +113,7 @@ Result<DeviceChoice> place(const std::string& device) {
   const Result<Opened> opened = open_number(number);
   if (opened.ok()) return on_cuda(*opened, "device=" + device + " as asked for");
   Error error = opened.error();
-  error.message = "device \"" + device + "\" cannot be used: " + error.message +
+  error.message = "device \"" + device + "\": " + error.message +
                   "; set device=cpu or device=auto to do without";
   return error;
 }
