@@ -35,7 +35,6 @@ struct AttentionArgs {
                       // values; maximum and sum
   uint32_t* arrived;  // (kv_heads), zero between launches
   int capacity, kv_heads;
-  Fetch fetch = {};
 };
 
 template <int kHeadDim, int kGroup>
@@ -429,11 +428,9 @@ __global__ void __launch_bounds__(kAttentionWarps * 32, 2)
     A::load_rows(args, range, share.begin(split), share.end(split), rows);
     A::fetch_ahead(args, range, share.begin(split), share.end(split));
   }
-  fetch_weights(args.fetch, false);
   wait_for_previous();
   const DecodeState state = A::load_state(args.state);
   const typename A::Fresh fresh = A::load_fresh(args);
-  fetch_weights(args.fetch, true);
   if (state.position != early.position || state.visible_front != early.visible_front ||
       state.visible_from != early.visible_from) {
     range = typename A::Range(state, args.capacity);

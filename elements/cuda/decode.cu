@@ -109,14 +109,7 @@ cudaError_t DecodeStep::init(const DecoderShape& shape, const DecoderWeights& we
   weights_ = weights;
   overlap_ = overlap && major >= 9;
   splits_ = std::clamp(processors_ / shape.kv_heads, 1, kMostSplits);
-  int cache_bytes;
-  RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&cache_bytes, cudaDevAttrL2CacheSize, device));
   const size_t group = shape.heads / shape.kv_heads, wide = shape.heads * shape.head_dim;
-  const size_t layer_bytes =
-      2 * static_cast<size_t>(shape.hidden) *
-      (2 * wide + 2 * shape.kv_heads * shape.head_dim + 3 * static_cast<size_t>(shape.ffn));
-  fetch_small_ = layer_bytes <= static_cast<size_t>(cache_bytes) / 2;
-  set_fetch(static_cast<size_t>(cache_bytes) / 2, !fetch_small_);
   const size_t floats[] = {static_cast<size_t>(shape.hidden),
                            wide + 2 * shape.kv_heads * shape.head_dim,
                            wide,
@@ -140,92 +133,27 @@ cudaError_t DecodeStep::init(const DecoderShape& shape, const DecoderWeights& we
   return cudaStreamSynchronize(cudaStreamPerThread);
 }
 
-void DecodeStep::set_fetch(size_t most_bytes, bool late) {
-  fetch_bytes_ = most_bytes;
-  fetch_late_ = late;
-}
-
-// A small model's kernels are shorter than the memory's latency: each fetches what the one after
-// the next will read. A large model's products keep the memory busy themselves, but not its
-// attention, nor the product behind that, once its weights are in L2.
-Fetch DecodeStep::next_weights(Part part, int layer) const {
-  const size_t hidden = shape_.hidden, wide = shape_.heads * shape_.head_dim, ffn = shape_.ffn;
-  const LayerWeights& w = weights_.layers[layer];
-  const bool last = layer + 1 == shape_.layers;
-  Fetch fetch;
-  fetch.late = fetch_late_;
-  const auto add = [&](int i, const bfloat16_bits* begin, size_t count, size_t most) {
-    fetch.begin[i] = begin;
-    fetch.bytes[i] = static_cast<uint32_t>(std::min(count * sizeof(*begin), most) / 16 * 16);
-  };
-  const auto qkv = [&](int l) {
-    add(0, weights_.layers[l].qkv, (wide + 2 * shape_.kv_heads * shape_.head_dim) * hidden,
-        fetch_bytes_);
-  };
-  switch (part) {
-    case Part::kQkv:
-      if (fetch_small_) add(0, w.o, wide * hidden, fetch_bytes_);
-      break;
-    case Part::kAttention:
-      if (fetch_small_) {
-        add(0, w.gate_up, 2 * ffn * hidden, fetch_bytes_);
-      } else {
-        add(0, w.o, wide * hidden, fetch_bytes_);
-      }
-      break;
-    case Part::kO:
-      if (fetch_small_) {
-        add(0, w.down, ffn * hidden, fetch_bytes_);
-      } else {  // the first rows of both halves, as they are read
-        add(0, w.gate_up, ffn * hidden, fetch_bytes_ / 4);
-        add(1, w.gate_up + ffn * hidden, ffn * hidden, fetch_bytes_ / 4);
-      }
-      break;
-    case Part::kGateUp:
-      if (!fetch_small_) break;
-      if (last) {
-        add(0, weights_.head, weights_.head_rows * hidden, fetch_bytes_);
-      } else {
-        qkv(layer + 1);
-      }
-      break;
-    case Part::kHead:
-      if (fetch_small_) qkv(0);
-      break;
-  }
-  return fetch;
-}
-
 cudaError_t DecodeStep::run_qkv(int layer, cudaStream_t stream) {
   const LayerWeights& w = weights_.layers[layer];
   const int rows = (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim;
   return run_gemv<Epilogue::kStore>(
       {reinterpret_cast<const uint4*>(w.qkv), w.qkv_bias, w.input_norm, x_, qkv_, nullptr, rows,
-       shape_.hidden, shape_.norm_eps, next_weights(Part::kQkv, layer)},
+       shape_.hidden, shape_.norm_eps},
       processors_, overlap_, stream);
 }
 
 cudaError_t DecodeStep::run_attention(int layer, const DecodeState* state, cudaStream_t stream) {
   const LayerWeights& w = weights_.layers[layer];
-  const AttentionArgs args{qkv_,
-                           w.keys,
-                           w.values,
-                           weights_.rope_cos,
-                           weights_.rope_sin,
-                           state,
-                           attended_,
-                           partial_,
-                           arrived_,
-                           weights_.capacity,
-                           shape_.kv_heads,
-                           next_weights(Part::kAttention, layer)};
+  const AttentionArgs args{
+      qkv_,      w.keys,   w.values, weights_.rope_cos, weights_.rope_sin, state,
+      attended_, partial_, arrived_, weights_.capacity, shape_.kv_heads};
   return find_attention(shape_)(args, splits_, overlap_, stream);
 }
 
 cudaError_t DecodeStep::run_o(int layer, cudaStream_t stream) {
   return run_gemv<Epilogue::kAdd>(
       {reinterpret_cast<const uint4*>(weights_.layers[layer].o), nullptr, nullptr, attended_, x_,
-       nullptr, shape_.hidden, shape_.heads * shape_.head_dim, 0, next_weights(Part::kO, layer)},
+       nullptr, shape_.hidden, shape_.heads * shape_.head_dim, 0},
       processors_, overlap_, stream);
 }
 
@@ -233,28 +161,21 @@ cudaError_t DecodeStep::run_gate_up(int layer, cudaStream_t stream) {
   const LayerWeights& w = weights_.layers[layer];
   return run_gemv<Epilogue::kGate>(
       {reinterpret_cast<const uint4*>(w.gate_up), nullptr, w.post_norm, x_, inner_, nullptr,
-       shape_.ffn, shape_.hidden, shape_.norm_eps, next_weights(Part::kGateUp, layer)},
+       shape_.ffn, shape_.hidden, shape_.norm_eps},
       processors_, overlap_, stream);
 }
 
 cudaError_t DecodeStep::run_down(int layer, cudaStream_t stream) {
-  return run_gemv<Epilogue::kAdd>({reinterpret_cast<const uint4*>(weights_.layers[layer].down),
-                                   nullptr,
-                                   nullptr,
-                                   inner_,
-                                   x_,
-                                   nullptr,
-                                   shape_.hidden,
-                                   shape_.ffn,
-                                   0,
-                                   {}},
-                                  processors_, overlap_, stream);
+  return run_gemv<Epilogue::kAdd>(
+      {reinterpret_cast<const uint4*>(weights_.layers[layer].down), nullptr, nullptr, inner_, x_,
+       nullptr, shape_.hidden, shape_.ffn, 0},
+      processors_, overlap_, stream);
 }
 
 cudaError_t DecodeStep::run_head(cudaStream_t stream) {
   return run_gemv<Epilogue::kStore>(
       {reinterpret_cast<const uint4*>(weights_.head), nullptr, weights_.final_norm, x_, logits_,
-       hidden_, weights_.head_rows, shape_.hidden, shape_.norm_eps, next_weights(Part::kHead, 0)},
+       hidden_, weights_.head_rows, shape_.hidden, shape_.norm_eps},
       processors_, overlap_, stream);
 }
 

@@ -67,8 +67,6 @@ struct SpeechCodes {
   int tokens = 0;                            // per book, at most 1024; the last one means end
 };
 
-struct Fetch;
-
 // Enqueues the kernels; owns the buffers between them. Not thread-safe; one per sequence.
 class DecodeStep {
  public:
@@ -82,10 +80,6 @@ class DecodeStep {
   // Allocates. `overlap`: a kernel may start, and fetch its weights, while the one before it drains
   // (programmatic dependent launch, compute capability 9.0 and later; ignored elsewhere).
   cudaError_t init(const DecoderShape& shape, const DecoderWeights& weights, bool overlap);
-
-  // How a kernel brings weights of later ones into L2: at most so many bytes (0: none; init()
-  // allows half of L2), `late`: not while the kernel before it still runs. For tests and timing.
-  void set_fetch(size_t most_bytes, bool late);
 
   // x() holds the input embedding before, and garbage after. Leaves the normed state in hidden()
   // and the head's rows in logits(). Does not change the state.
@@ -115,15 +109,10 @@ class DecodeStep {
   cudaError_t run_head(cudaStream_t stream);
 
  private:
-  enum class Part { kQkv, kAttention, kO, kGateUp, kHead };
-  Fetch next_weights(Part part, int layer) const;
-
   DecoderShape shape_;
   DecoderWeights weights_;
   bool overlap_ = false;
   int processors_ = 0, splits_ = 1;
-  size_t fetch_bytes_ = 0;
-  bool fetch_small_ = false, fetch_late_ = false;
   void* memory_ = nullptr;
   float *x_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr, *inner_ = nullptr, *hidden_ = nullptr,
         *logits_ = nullptr, *partial_ = nullptr;

@@ -64,42 +64,6 @@ __device__ __forceinline__ void fetch_into_l2(const void* p) {
 #endif
 }
 
-// Weights that a later kernel reads, to be brought into L2 while this one waits for something else.
-struct Fetch {
-  const void* begin[2] = {};  // 16-byte aligned
-  uint32_t bytes[2] = {};     // a multiple of 16
-  bool late = false;          // not before the kernel before this one has finished
-};
-
-// By all threads of the grid, in turns.
-__device__ __forceinline__ void fetch_weights(const Fetch& fetch, bool late) {
-#ifdef __CUDA_ARCH__
-  if (fetch.late != late) return;
-#if __CUDA_ARCH__ >= 900
-  constexpr uint32_t kPiece = 4096;
-#else
-  constexpr uint32_t kPiece = 128;
-#endif
-  const uint32_t blocks = gridDim.x * gridDim.y;
-  const uint32_t first = threadIdx.x * blocks + blockIdx.y * gridDim.x + blockIdx.x;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    for (uint32_t at = first * kPiece; at < fetch.bytes[r]; at += blockDim.x * blocks * kPiece) {
-      const char* const p = static_cast<const char*>(fetch.begin[r]) + at;
-#if __CUDA_ARCH__ >= 900
-      const uint32_t size = min(kPiece, fetch.bytes[r] - at);
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(p), "r"(size));
-#else
-      fetch_into_l2(p);
-#endif
-    }
-  }
-#else
-  static_cast<void>(fetch);
-  static_cast<void>(late);
-#endif
-}
-
 // The shared memory whose size the launch gives.
 template <typename T>
 __device__ __forceinline__ T* launched_shared() {

@@ -24,7 +24,6 @@ struct GemvArgs {
   float* normed;         // (k) or null: where block 0 leaves the normed input
   int rows, k;
   float eps;
-  Fetch fetch = {};
 };
 
 template <Epilogue kEpilogue, int kRows, int kChunks>
@@ -161,10 +160,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) gemv_kernel(const GemvArgs 
   let_next_start();
   Rows::load(args, set, 0, w);
   if (args.norm != nullptr) stage_norm(args, gains);
-  fetch_weights(args.fetch, false);
   wait_for_previous();
   const float squares = stage_input(args, input, groups, gains);
-  fetch_weights(args.fetch, true);
   if (args.norm != nullptr) partial[threadIdx.x] = squares;
   __syncthreads();
   float scale = 1;

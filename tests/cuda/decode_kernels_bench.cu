@@ -104,31 +104,10 @@ void report(const std::string& what, double us, double bytes) {
               100 * bytes / us / read_bandwidth);
 }
 
-// What fetching weights ahead gains: (bytes at most, late).
-struct Ahead {
-  const char* name;
-  double share;  // of L2; negative: as init() chooses
-  bool late;
-};
-constexpr Ahead kAhead[] = {{"", -1, false},
-                            {", no fetch", 0, false},
-                            {", fetch L2/4", 0.25, false},
-                            {", fetch L2/2", 0.5, false},
-                            {", fetch L2/4 late", 0.25, true},
-                            {", fetch L2/2 late", 0.5, true}};
-
-void set_ahead(DecodeStep& fused, const Ahead& ahead) {
-  if (ahead.share < 0) return;
-  int bytes;
-  CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, 0));
-  fused.set_fetch(static_cast<size_t>(bytes * ahead.share), ahead.late);
-}
-
-// Each kernel over all layers, one after another, without fetching ahead. What fits into L2
-// together is not read from memory here (the speech model's q, k, v and o).
+// Each kernel over all layers, one after another. What fits into L2 together is not read from
+// memory here (the speech model's q, k, v and o).
 void bench_parts(Timer& timer, RandomModel& model, DecodeStep& fused, const DecodeState* state,
                  int position) {
-  fused.set_fetch(0, false);
   const auto& s = model.shape;
   const double hidden = s.hidden, q = s.heads * s.head_dim, kv = 2.0 * s.kv_heads * s.head_dim;
   const auto each = [&](const char* name, double bytes, int count,
@@ -205,18 +184,13 @@ void bench_llm(Timer& timer) {
   for (const bool overlap : {false, true}) {
     DecodeStep fused;
     CHECK(fused.init(model.shape, model.weights, overlap));
-    for (const Ahead& ahead : kAhead) {
-      set_ahead(fused, ahead);
-      Graph graph(timer.stream,
-                  [&] { CHECK(fused.token_step(embedding, token, state, timer.stream)); });
-      for (const int context : {128, 1024, 4096}) {
-        const auto prepare = [&] { to_device(state, std::vector<DecodeState>{{context, 0, 0}}); };
-        const double us = timer.median(11, 4, prepare, [&] { graph.launch(); });
-        report("LLM step, context " + std::to_string(context) + (overlap ? "" : ", no overlap") +
-                   ahead.name,
-               us, model.step_bytes() + context * model.row_bytes());
-      }
-      if (!overlap) break;
+    Graph graph(timer.stream,
+                [&] { CHECK(fused.token_step(embedding, token, state, timer.stream)); });
+    for (const int context : {128, 1024, 4096}) {
+      const auto prepare = [&] { to_device(state, std::vector<DecodeState>{{context, 0, 0}}); };
+      const double us = timer.median(21, 4, prepare, [&] { graph.launch(); });
+      report("LLM step, context " + std::to_string(context) + (overlap ? "" : ", no overlap"), us,
+             model.step_bytes() + context * model.row_bytes());
     }
     to_device(state, std::vector<DecodeState>{{1024, 0, 0}});
     bench_parts(timer, model, fused, state, 1024);
@@ -233,29 +207,25 @@ void bench_tts(Timer& timer) {
     const std::string suffix = overlap ? "" : ", no overlap";
     DecodeStep fused;
     CHECK(fused.init(model.shape, model.weights, overlap));
-    for (const Ahead& ahead : kAhead) {
-      set_ahead(fused, ahead);
-      Graph one(timer.stream, [&] { CHECK(fused.speech_step(codes, state, timer.stream)); });
-      Graph chain(timer.stream, [&] {
-        for (int i = 0; i < 25; ++i) CHECK(fused.speech_step(codes, state, timer.stream));
-      });
-      for (const int context : {350, 1000}) {
-        const auto prepare = [&] {
-          SpeechState s;
-          for (int b = 0; b < kSpeechBooks; ++b) s.temperature[b] = b % 2 == 0 ? 0.1F : 0.3F;
-          s.text_end = 302;
-          s.limit = s.min_steps = kMaxCallCodes;
-          s.decode = {context, speech_visible_front(s, context), 303};
-          CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice));
-          to_device(fused.x(), std::vector<float>(model.shape.hidden, 0.5F));
-        };
-        const double bytes = model.step_bytes() + (context - 200) * model.row_bytes();
-        const std::string at = ", context " + std::to_string(context) + suffix + ahead.name;
-        report("TTS step" + at, timer.median(41, 20, prepare, [&] { one.launch(); }), bytes);
-        report("TTS chain of 25 steps" + at, timer.median(21, 2, prepare, [&] { chain.launch(); }),
-               25 * bytes);
-      }
-      if (!overlap) break;
+    Graph one(timer.stream, [&] { CHECK(fused.speech_step(codes, state, timer.stream)); });
+    Graph chain(timer.stream, [&] {
+      for (int i = 0; i < 25; ++i) CHECK(fused.speech_step(codes, state, timer.stream));
+    });
+    for (const int context : {350, 1000}) {
+      const auto prepare = [&] {
+        SpeechState s;
+        for (int b = 0; b < kSpeechBooks; ++b) s.temperature[b] = b % 2 == 0 ? 0.1F : 0.3F;
+        s.text_end = 302;
+        s.limit = s.min_steps = kMaxCallCodes;
+        s.decode = {context, speech_visible_front(s, context), 303};
+        CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice));
+        to_device(fused.x(), std::vector<float>(model.shape.hidden, 0.5F));
+      };
+      const double bytes = model.step_bytes() + (context - 200) * model.row_bytes();
+      const std::string at = ", context " + std::to_string(context) + suffix;
+      report("TTS step" + at, timer.median(41, 20, prepare, [&] { one.launch(); }), bytes);
+      report("TTS chain of 25 steps" + at, timer.median(21, 2, prepare, [&] { chain.launch(); }),
+             25 * bytes);
     }
     bench_parts(timer, model, fused, &state->decode, 1000);
     Graph draw(timer.stream, [&] {

@@ -155,7 +155,7 @@ enum cudaError_t {
   cudaErrorUnknown = 999
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMultiProcessorCount, cudaDevAttrL2CacheSize };
+enum { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMultiProcessorCount };
 enum {
   cudaStreamNonBlocking = 1,
   cudaStreamCaptureModeThreadLocal = 1,
@@ -203,10 +203,7 @@ inline cudaError_t cudaGetDevice(int* d) {
   return *d = 0, cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, int which, int) {
-  return *value = which == cudaDevAttrComputeCapabilityMajor ? 9
-                  : which == cudaDevAttrL2CacheSize          ? 50 << 20
-                                                             : 40,
-         cudaSuccess;
+  return *value = which == cudaDevAttrComputeCapabilityMajor ? 9 : 40, cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return *free = *total = 0, cudaSuccess;
