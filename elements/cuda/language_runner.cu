@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <vector>
 
 #include "cuda/blas.h"
 #include "cuda/decode.h"
@@ -61,6 +62,16 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
+// Rows and keys of the passes that are graphs: a question's last words with the answer prompt are
+// 10 to 60 rows. The next larger ones are taken.
+constexpr int kGraphRows[] = {16, 32, 64};
+constexpr int kGraphKeys[] = {256, 512, 1024, 2048, 4096, 8192};
+
+struct PrefillGraph {
+  int rows, keys;
+  Graph graph;
+};
+
 class Runner final : public LanguageRunner {
  public:
   explicit Runner(const LanguageRunnerSpec& spec)
@@ -83,6 +94,8 @@ class Runner final : public LanguageRunner {
  private:
   cudaError_t allocate();
   cudaError_t warm_up();
+  cudaError_t capture_prefills();
+  cudaError_t run_layers(int rows, int begin);
   cudaError_t enqueue_prefill(const bfloat16_bits* x, int rows, int begin, int keep);
   cudaError_t read_logits(std::optional<int32_t> carried, int begin);
   cudaError_t upload(const BurstState& state, std::span<const int32_t> penalised);
@@ -97,7 +110,10 @@ class Runner final : public LanguageRunner {
   Prefill prefill_;
   DecodeStep decode_;
   TokenSampler sampler_;
-  Graph step_graph_;  // reads the latest token and draws the next one
+  Graph step_graph_;                          // reads the latest token and draws the next one
+  std::vector<PrefillGraph> prefill_graphs_;  // in the order of rows, then keys
+  DeviceMemory prefill_state_;
+  Pinned<PrefillState> prefill_state_to_send_;
   // prompt_logits_: of the last prefill; its answer's first burst may have to be made again.
   DeviceMemory state_, states_, prompt_logits_;
   Pinned<BurstState> state_to_send_;
@@ -110,7 +126,9 @@ class Runner final : public LanguageRunner {
 
 cudaError_t Runner::init() {
   RETURN_IF_CUDA_ERROR(blas_.init(stream_));
-  RETURN_IF_CUDA_ERROR(decode_.init(spec_.shape, spec_.weights, true));
+  // Without dependent launch: the next kernel would take the registers that the speech model's need
+  // beside it, and inside a graph it gains nothing (PERF.md, both decoders at once).
+  RETURN_IF_CUDA_ERROR(decode_.init(spec_.shape, spec_.weights, false));
   RETURN_IF_CUDA_ERROR(prefill_.init(spec_.shape, spec_.weights,
                                      std::min(kMaxRows, spec_.weights.capacity),
                                      spec_.weights.capacity, &blas_, stream_));
@@ -118,13 +136,51 @@ cudaError_t Runner::init() {
   RETURN_IF_CUDA_ERROR(allocate());
   RETURN_IF_CUDA_ERROR(warm_up());
   if (!spec_.options.graphs) return cudaSuccess;
+  RETURN_IF_CUDA_ERROR(capture_prefills());
   return step_graph_.capture(stream_, [&] { return step(); });
+}
+
+cudaError_t Runner::capture_prefills() {
+  const auto* const at = prefill_state_.as<PrefillState>();
+  for (const int rows : kGraphRows) {
+    for (const int wanted : kGraphKeys) {
+      const int keys = std::min(wanted, spec_.weights.capacity);
+      if (rows > keys) continue;
+      // cuBLAS sets itself up for these sizes at their first call.
+      RETURN_IF_CUDA_ERROR(prefill_.run(at, rows, keys));
+      RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
+      PrefillGraph made{rows, keys, {}};
+      RETURN_IF_CUDA_ERROR(
+          made.graph.capture(stream_, [&] { return prefill_.run(at, rows, keys); }));
+      prefill_graphs_.push_back(std::move(made));
+      if (keys < wanted) break;
+    }
+  }
+  return cudaSuccess;
+}
+
+// On what prefill_.x() holds.
+cudaError_t Runner::run_layers(int rows, int begin) {
+  const auto found =
+      std::find_if(prefill_graphs_.begin(), prefill_graphs_.end(),
+                   [&](const PrefillGraph& g) { return rows <= g.rows && begin + rows <= g.keys; });
+  if (found == prefill_graphs_.end()) return prefill_.run(rows, begin);
+  RETURN_IF_CUDA_ERROR(sent_.wait());  // what was sent last may not have been read yet
+  prefill_state_to_send_[0] = {begin, rows};
+  RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(prefill_state_.as<void>(), prefill_state_to_send_.data(),
+                                       sizeof(PrefillState), cudaMemcpyHostToDevice, stream_));
+  RETURN_IF_CUDA_ERROR(sent_.record(stream_));
+  return found->graph.launch(stream_);
 }
 
 cudaError_t Runner::allocate() {
   RETURN_IF_CUDA_ERROR(state_.allocate(sizeof(BurstState)));
   RETURN_IF_CUDA_ERROR(states_.allocate(sizeof(float) * kMaxRows * spec_.shape.hidden));
   RETURN_IF_CUDA_ERROR(prompt_logits_.allocate(logits_bytes()));
+  RETURN_IF_CUDA_ERROR(prefill_state_.allocate(sizeof(PrefillState)));
+  RETURN_IF_CUDA_ERROR(
+      cudaMemsetAsync(prefill_state_.as<void>(), 0, sizeof(PrefillState), stream_));
+  RETURN_IF_CUDA_ERROR(prefill_state_to_send_.allocate(1));
   RETURN_IF_CUDA_ERROR(state_to_send_.allocate(1));
   RETURN_IF_CUDA_ERROR(penalised_to_send_.allocate(kMaxPenalised));
   RETURN_IF_CUDA_ERROR(drawn_.allocate(kMaxBurst));
@@ -150,7 +206,7 @@ cudaError_t Runner::warm_up() {
 
 cudaError_t Runner::enqueue_prefill(const bfloat16_bits* x, int rows, int begin, int keep) {
   RETURN_IF_CUDA_ERROR(prefill_.load(x, rows));
-  RETURN_IF_CUDA_ERROR(prefill_.run(rows, begin));
+  RETURN_IF_CUDA_ERROR(run_layers(rows, begin));
   if (keep == 0) return cudaSuccess;
   RETURN_IF_CUDA_ERROR(prefill_.final_norm(rows - keep, keep, states_.as<float>()));
   const size_t hidden = spec_.shape.hidden;
