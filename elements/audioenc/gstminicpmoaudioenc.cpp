@@ -81,6 +81,10 @@ static void close_session(GstMiniCpmoElement* element) {
   GST_MINICPMO_AUDIO_ENC(element)->framer->close();
 }
 
+static void reset(GstMiniCpmoElement* element, gboolean flushed) {
+  GST_MINICPMO_AUDIO_ENC(element)->framer->reset(flushed != FALSE);
+}
+
 // ---- Pads -------------------------------------------------------------------
 
 static GstFlowReturn chain(GstPad*, GstObject* parent, GstBuffer* data) {
@@ -118,12 +122,9 @@ static gboolean sink_event(GstPad* pad, GstObject* parent, GstEvent* data) {
   return guard<gboolean>(GST_ELEMENT(self), FALSE, [&]() -> gboolean {
     switch (GST_EVENT_TYPE(event.get())) {
       case GST_EVENT_FLUSH_START:
-        gst_minicpmo_element_set_flushing(GST_MINICPMO_ELEMENT(self), TRUE);
-        return gst_pad_push_event(self->srcpad, event.release());
       case GST_EVENT_FLUSH_STOP:
-        self->framer->reset(true);
-        gst_minicpmo_element_set_flushing(GST_MINICPMO_ELEMENT(self), FALSE);
-        return gst_pad_push_event(self->srcpad, event.release());
+        return gst_minicpmo_element_flush(GST_MINICPMO_ELEMENT(self), self->srcpad,
+                                          event.release());
       default:
         if (minicpmo::is_serialized(event.get())) return serialized_event(self, std::move(event));
         return gst_pad_event_default(pad, parent, event.release());
@@ -131,23 +132,11 @@ static gboolean sink_event(GstPad* pad, GstObject* parent, GstEvent* data) {
   });
 }
 
-static gboolean sink_query(GstPad* pad, GstObject* parent, GstQuery* query) {
-  return gst_minicpmo_element_query_default(GST_MINICPMO_ELEMENT(parent), pad, query);
-}
-
 static gboolean src_query(GstPad* pad, GstObject* parent, GstQuery* query) {
   auto* self = GST_MINICPMO_AUDIO_ENC(parent);
   if (GST_QUERY_TYPE(query) == GST_QUERY_LATENCY)
     return gst_minicpmo_element_query_latency(self->sinkpad, query, self->framer->chunk_duration());
-  return gst_minicpmo_element_query_default(GST_MINICPMO_ELEMENT(parent), pad, query);
-}
-
-static GstStateChangeReturn change_state(GstElement* element, GstStateChange transition) {
-  const GstStateChangeReturn result =
-      GST_ELEMENT_CLASS(gst_minicpmo_audio_enc_parent_class)->change_state(element, transition);
-  if (transition == GST_STATE_CHANGE_PAUSED_TO_READY)
-    GST_MINICPMO_AUDIO_ENC(element)->framer->reset(false);
-  return result;
+  return gst_minicpmo_element_pad_query(pad, parent, query);
 }
 
 // ---- Properties -------------------------------------------------------------
@@ -201,10 +190,10 @@ static void gst_minicpmo_audio_enc_class_init(GstMiniCpmoAudioEncClass* klass) {
   object_class->set_property = set_property;
   object_class->get_property = get_property;
   object_class->finalize = finalize;
-  element_class->change_state = GST_DEBUG_FUNCPTR(change_state);
   base_class->stage = minicpmo::Stage::kAudioEncoder;
   base_class->open_session = open_session;
   base_class->close_session = close_session;
+  base_class->reset = reset;
 
   g_object_class_install_property(
       object_class, PROP_MAX_TURN_DURATION,
@@ -235,7 +224,7 @@ static void gst_minicpmo_audio_enc_init(GstMiniCpmoAudioEnc* self) {
   self->sinkpad = gst_pad_new_from_static_template(&sink_template, "sink");
   gst_pad_set_chain_function(self->sinkpad, GST_DEBUG_FUNCPTR(chain));
   gst_pad_set_event_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_event));
-  gst_pad_set_query_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_query));
+  gst_pad_set_query_function(self->sinkpad, gst_minicpmo_element_pad_query);
   // Caps without a layout (filesrc ! audio/x-raw,...) are as good.
   GST_PAD_SET_ACCEPT_INTERSECT(self->sinkpad);
   gst_element_add_pad(GST_ELEMENT(self), self->sinkpad);

@@ -267,6 +267,11 @@ static void set_interrupted(Element& impl, bool Element::*which, bool value) {
   impl.state_changed.notify_all();
 }
 
+static void reset(GstMiniCpmoElement* self, gboolean flushed) {
+  const auto reset = GST_MINICPMO_ELEMENT_GET_CLASS(self)->reset;
+  if (reset != nullptr) reset(self, flushed);
+}
+
 static GstStateChangeReturn change_state(GstElement* element, GstStateChange transition) {
   GstMiniCpmoElement* self = GST_MINICPMO_ELEMENT(element);
   Element& impl = impl_of(self);
@@ -299,6 +304,7 @@ static GstStateChangeReturn change_state(GstElement* element, GstStateChange tra
     if (transition == GST_STATE_CHANGE_READY_TO_PAUSED)
       set_interrupted(impl, &Element::stopped, true);
   }
+  if (transition == GST_STATE_CHANGE_PAUSED_TO_READY) reset(self, FALSE);
   return result;
 }
 
@@ -458,6 +464,13 @@ void gst_minicpmo_element_set_flushing(GstMiniCpmoElement* self, gboolean flushi
   set_interrupted(impl_of(self), &Element::flushing, flushing != FALSE);
 }
 
+gboolean gst_minicpmo_element_flush(GstMiniCpmoElement* self, GstPad* srcpad, GstEvent* event) {
+  const gboolean starts = GST_EVENT_TYPE(event) == GST_EVENT_FLUSH_START;
+  if (!starts) reset(self, TRUE);
+  gst_minicpmo_element_set_flushing(self, starts);
+  return gst_pad_push_event(srcpad, event);
+}
+
 std::shared_ptr<Engine> gst_minicpmo_element_peek_engine(GstMiniCpmoElement* self) {
   Element& impl = impl_of(self);
   std::lock_guard lock(impl.state_mutex);
@@ -542,6 +555,10 @@ gboolean gst_minicpmo_element_query_default(GstMiniCpmoElement* self, GstPad* pa
     }
   }
   return gst_pad_query_default(pad, GST_OBJECT(self), query);
+}
+
+gboolean gst_minicpmo_element_pad_query(GstPad* pad, GstObject* parent, GstQuery* query) {
+  return gst_minicpmo_element_query_default(GST_MINICPMO_ELEMENT(parent), pad, query);
 }
 
 gboolean gst_minicpmo_element_query_latency(GstPad* sinkpad, GstQuery* query, GstClockTime own) {

@@ -32,6 +32,9 @@ struct _GstMiniCpmoElementClass {
   // Drops the session. Called in READY to NULL, when no streaming thread runs. May be called
   // without open_session.
   void (*close_session)(GstMiniCpmoElement* self);
+  // Drops what is left of the stream: at FLUSH_STOP (flushed, from gst_minicpmo_element_flush) and
+  // in PAUSED to READY, when no streaming thread runs. May be null.
+  void (*reset)(GstMiniCpmoElement* self, gboolean flushed);
 };
 
 // Type of the property `precision`: auto, float32, bfloat16.
@@ -63,6 +66,10 @@ const minicpmo::CancelFlag& gst_minicpmo_element_load_cancel_flag(GstMiniCpmoEle
 // pads, cleared in READY to PAUSED); the subclass calls it in its event function.
 void gst_minicpmo_element_set_flushing(GstMiniCpmoElement* self, gboolean flushing);
 
+// What FLUSH_START and FLUSH_STOP on the sink pad mean for an element with one src pad: stops or
+// resets it, and passes the event on. Takes the event.
+gboolean gst_minicpmo_element_flush(GstMiniCpmoElement* self, GstPad* srcpad, GstEvent* event);
+
 // Posts `error` once (kCancelled: never) with the right GStreamer domain and code, and returns the
 // flow return that goes with it: GST_FLOW_FLUSHING for kCancelled, GST_FLOW_ERROR otherwise.
 GstFlowReturn gst_minicpmo_element_post_error(GstMiniCpmoElement* self,
@@ -77,6 +84,8 @@ std::shared_ptr<minicpmo::Engine> gst_minicpmo_element_peek_engine(GstMiniCpmoEl
 // For a pad's query function: answers CONTEXT with the engine in use, everything else as
 // gst_pad_query_default.
 gboolean gst_minicpmo_element_query_default(GstMiniCpmoElement* self, GstPad* pad, GstQuery* query);
+// The same as a pad's query function.
+gboolean gst_minicpmo_element_pad_query(GstPad* pad, GstObject* parent, GstQuery* query);
 // For a src pad's query function: when upstream is live, adds `own` to its minimum and maximum
 // latency.
 gboolean gst_minicpmo_element_query_latency(GstPad* sinkpad, GstQuery* query, GstClockTime own);

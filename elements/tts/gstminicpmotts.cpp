@@ -91,6 +91,10 @@ static void close_session(GstMiniCpmoElement* element) {
   GST_MINICPMO_TTS(element)->stream->close();
 }
 
+static void reset(GstMiniCpmoElement* element, gboolean flushed) {
+  GST_MINICPMO_TTS(element)->stream->reset(flushed == FALSE);
+}
+
 // ---- Pads
 
 static GstFlowReturn chain(GstPad*, GstObject* parent, GstBuffer* data) {
@@ -100,19 +104,12 @@ static GstFlowReturn chain(GstPad*, GstObject* parent, GstBuffer* data) {
                [&] { return self->stream->chain(buffer.get()); });
 }
 
-static bool flush(GstMiniCpmoTts* self, EventPtr event) {
-  const bool starts = GST_EVENT_TYPE(event.get()) == GST_EVENT_FLUSH_START;
-  if (!starts) self->stream->reset(false);
-  gst_minicpmo_element_set_flushing(GST_MINICPMO_ELEMENT(self), starts);
-  return gst_pad_push_event(self->srcpad, event.release());
-}
-
 static bool handle_event(GstMiniCpmoTts* self, EventPtr event) {
   SpeechStream& stream = *self->stream;
   switch (GST_EVENT_TYPE(event.get())) {
     case GST_EVENT_FLUSH_START:
     case GST_EVENT_FLUSH_STOP:
-      return flush(self, std::move(event));
+      return gst_minicpmo_element_flush(GST_MINICPMO_ELEMENT(self), self->srcpad, event.release());
     case GST_EVENT_STREAM_START:
       return stream.stream_start(std::move(event));
     case GST_EVENT_CAPS:
@@ -140,19 +137,6 @@ static gboolean sink_event(GstPad*, GstObject* parent, GstEvent* data) {
   EventPtr event(data);
   return guard<gboolean>(GST_ELEMENT(self), FALSE,
                          [&]() -> gboolean { return handle_event(self, std::move(event)); });
-}
-
-// The caps of the two sides have nothing in common: no CAPS query passes.
-static gboolean query(GstPad* pad, GstObject* parent, GstQuery* query) {
-  return gst_minicpmo_element_query_default(GST_MINICPMO_ELEMENT(parent), pad, query);
-}
-
-static GstStateChangeReturn change_state(GstElement* element, GstStateChange transition) {
-  const GstStateChangeReturn result =
-      GST_ELEMENT_CLASS(gst_minicpmo_tts_parent_class)->change_state(element, transition);
-  if (transition == GST_STATE_CHANGE_PAUSED_TO_READY)
-    GST_MINICPMO_TTS(element)->stream->reset(true);
-  return result;
 }
 
 // ---- Properties
@@ -285,10 +269,10 @@ static void gst_minicpmo_tts_class_init(GstMiniCpmoTtsClass* klass) {
   object_class->set_property = set_property;
   object_class->get_property = get_property;
   object_class->finalize = finalize;
-  element_class->change_state = GST_DEBUG_FUNCPTR(change_state);
   base_class->stage = minicpmo::Stage::kSpeechModel;
   base_class->open_session = open_session;
   base_class->close_session = close_session;
+  base_class->reset = reset;
   install_properties(object_class);
   gst_element_class_add_static_pad_template(element_class, &sink_template);
   gst_element_class_add_static_pad_template(element_class, &src_template);
@@ -302,11 +286,12 @@ static void gst_minicpmo_tts_init(GstMiniCpmoTts* self) {
   self->sinkpad = gst_pad_new_from_static_template(&sink_template, "sink");
   gst_pad_set_chain_function(self->sinkpad, GST_DEBUG_FUNCPTR(chain));
   gst_pad_set_event_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_event));
-  gst_pad_set_query_function(self->sinkpad, GST_DEBUG_FUNCPTR(query));
+  // The caps of the two sides have nothing in common: no CAPS query passes.
+  gst_pad_set_query_function(self->sinkpad, gst_minicpmo_element_pad_query);
   gst_element_add_pad(GST_ELEMENT(self), self->sinkpad);
 
   self->srcpad = gst_pad_new_from_static_template(&src_template, "src");
-  gst_pad_set_query_function(self->srcpad, GST_DEBUG_FUNCPTR(query));
+  gst_pad_set_query_function(self->srcpad, gst_minicpmo_element_pad_query);
   gst_pad_use_fixed_caps(self->srcpad);
   gst_element_add_pad(GST_ELEMENT(self), self->srcpad);
   self->stream = new SpeechStream(GST_MINICPMO_ELEMENT(self), self->srcpad);
