@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -69,6 +70,12 @@ class Ask : public ::testing::Test {
 
   fs::path folder_;
 };
+
+size_t count(const std::string& text, const std::string& part) {
+  size_t found = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++found;
+  return found;
+}
 
 constexpr const char* kQuestion = SAMPLES "/q01_cap.wav";
 
@@ -147,6 +154,46 @@ TEST_F(Ask, NameThatIsNotUtf8) {
   const Output output = run(std::string(ASK) + " --json " + folder_.string() + "/q*.wav");
   EXPECT_EQ(output.status, 0) << output.err;
   EXPECT_NE(output.out.find("The capital of Norway is Oslo."), std::string::npos) << output.out;
+}
+
+TEST_F(Ask, SeveralTypedQuestionsAreOneConversationInOneFile) {
+  const Output output =
+      run(ask("--text=\"What is the capital of Norway?\" --text=\"And of Spain?\""));
+  EXPECT_EQ(output.status, 0) << output.err;
+  EXPECT_NE(output.out.find("The capital of Norway is Oslo."), std::string::npos) << output.out;
+  EXPECT_EQ(count(output.out, "answer: "), 2u) << output.out;
+  EXPECT_EQ(files(), 1u);
+}
+
+// The first question is refused: the second is answered all the same.
+TEST_F(Ask, QuestionsAfterOneThatIsTooLong) {
+  const Output output =
+      run(ask("--text=\"$(head -c 100000 /dev/zero | tr \"\\0\" x)\" --text=Hi. --text=Hello."));
+  EXPECT_EQ(output.status, 0) << output.err;
+  EXPECT_NE(output.err.find("does not fit"), std::string::npos) << output.err;
+  EXPECT_EQ(count(output.out, "answer: "), 3u) << output.out;
+}
+
+TEST_F(Ask, PartsOfTheTimeToFirstSoundAddUp) {
+  const Output output = run(std::string(ASK) + " --device=cpu --json --rtp --max-codes=30 " +
+                            "--max-new-tokens=40 --separate --text=Hi. --text=Hello. " + kQuestion);
+  ASSERT_EQ(output.status, 0) << output.err;
+  const auto turns = nlohmann::json::parse(output.out);
+  ASSERT_EQ(turns.size(), 3u);
+  for (const auto& turn : turns) {
+    double sum = 0;
+    for (const double part : turn["parts_ms"]) {
+      EXPECT_GE(part, 0);
+      sum += part;
+    }
+    EXPECT_NEAR(sum, turn["ttfb_ms"].get<double>(), 0.01);
+    EXPECT_LE(turn["first_word_ms"].get<double>(), turn["ttfb_ms"].get<double>());
+    EXPECT_GE(turn["first_packet_ms"].get<double>(), turn["ttfb_ms"].get<double>());
+    EXPECT_NEAR(turn["rtf"].get<double>() - turn["steady_rtf"].get<double>(),
+                turn["ttfb_ms"].get<double>() / 1000 / turn["audio_seconds"].get<double>(), 1e-6);
+    EXPECT_LE(turn["audio_seconds"].get<double>(), 30 * 512 / 24000.0);
+    EXPECT_GT(turn["chunks"].get<int>(), 0);
+  }
 }
 
 TEST_F(Ask, EmptySound) {

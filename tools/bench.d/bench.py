@@ -1,8 +1,8 @@
 """Time to first sound and realtime factor: the elements, and other programs in turn with them.
 
-Whole programs run in turn (elements, baseline, elements, ...); the first question that a process is asked warms it up and is not
-counted. Typed questions are those of the public text benchmark of MiniCPM-o 2.6 (one for the warm-up, then six), spoken ones are
-WAV files at the pace of speech. Each is a conversation of its own, unless --no-separate: then the typed ones are one.
+Whole programs run in turn (elements, baseline, elements, ...); the first question that a process is asked warms it up and
+is not counted. Typed questions are those of the public text benchmark of MiniCPM-o 2.6 (one for the warm-up, then six),
+spoken ones are WAV files at the pace of speech. The typed ones are one conversation, as in that benchmark; each spoken one is its own.
 
     ttfb_ms         the question handed in (typed: all of it; spoken: its last sample) -> the first samples on the host
     first_word_ms   -> the first text;    first_packet_ms   -> the first RTP packet of Opus
@@ -111,9 +111,10 @@ def first_line(*command: str) -> str:
 def machine() -> dict:
     with open("/proc/cpuinfo") as lines:
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
-    gpu = first_line("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit", "--format=csv,noheader")
+    asked_of_gpu = "name,driver_version,clocks.sm,clocks.max.sm,power.limit"
+    gpu = first_line("nvidia-smi", f"--query-gpu={asked_of_gpu}", "--format=csv,noheader")
     return dict(cpu=cpu, cores=os.cpu_count(), gpu=gpu, python=platform.python_version(),
-                commit=first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty"))
+                commit=os.environ.get("COMMIT") or first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty"))
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[dict]], list[str]]:
@@ -140,8 +141,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reference", action="store_true", help="compare with tools/tiny/reference (spoken, small checkpoint)")
     parser.add_argument("--processes", type=int, default=5, help="of each program (default 5); each asks everything once")
     parser.add_argument("--spoken", action="store_true", help="ask aloud")
-    parser.add_argument("--separate", action=argparse.BooleanOptionalAction, default=True,
-                        help="each typed question in a conversation of its own (default)")
+    parser.add_argument("--separate", action="store_true", help="each typed question in a conversation of its own (elements)")
     for name in ("model", "device", "precision", "max-codes", "max-new-tokens"):
         parser.add_argument("--" + name, help="as of minicpmo-ask")
     parser.add_argument("--threads", type=int, help="of torch on the CPU, in each program (default: its own choice)")
@@ -153,6 +153,8 @@ def arguments() -> argparse.Namespace:
     options.questions = options.questions or [str(ROOT / "tools/tiny/samples" / q) for q in SPOKEN]
     if options.reference and not options.spoken:
         parser.error("--reference needs --spoken")
+    if options.baseline and options.separate:
+        parser.error("--separate is for the elements alone")
     return options
 
 

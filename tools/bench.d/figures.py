@@ -4,8 +4,8 @@ import random
 import statistics
 
 # What is summarised, and how it is shown: (key, unit, digits). The parts of the time to the first sound follow.
-COLUMNS = [("ttfb_ms", "ms", 1), ("first_word_ms", "ms", 1), ("first_packet_ms", "ms", 1), ("rtf", "", 3), ("steady_rtf", "", 3),
-           ("worst_chunk", "", 3), ("underrun_ms", "ms", 1), ("token_ms", "ms", 2)]
+COLUMNS = [("ttfb_ms", "ms", 1), ("first_word_ms", "ms", 1), ("first_packet_ms", "ms", 1), ("rtf", "", 3),
+           ("steady_rtf", "", 3), ("worst_chunk", "", 3), ("underrun_ms", "ms", 1), ("token_ms", "ms", 2)]
 PARTS = ("encode", "prefill", "decode", "speech", "vocoder")
 DRAWS = 2000
 
@@ -80,7 +80,8 @@ def ratio(slow: list[dict], fast: list[dict], key: str) -> dict | None:
 
 def table(summary_of: dict[str, dict[str, dict]]) -> str:
     """One line for each program and figure."""
-    lines = [f"{'':20s} {'':15s} {'median':>9s} {'95 % interval':>21s} {'p90':>9s} {'p95':>9s} {'p95/p50':>8s} {'max':>9s} turns"]
+    lines = [f"{'':20s} {'':15s} {'median':>9s} {'95 % interval':>21s} {'p90':>9s} {'p95':>9s} {'p95/p50':>8s} {'max':>9s} "
+             "turns"]
     digits = {key: n for key, _, n in COLUMNS}
     units = {key: unit for key, unit, _ in COLUMNS}
     for program, found in summary_of.items():
@@ -89,6 +90,6 @@ def table(summary_of: dict[str, dict[str, dict]]) -> str:
             spread = f"{s['p95_to_p50']:8.2f}" if s["p95_to_p50"] else f"{'':8s}"
             name = key.removeprefix("parts_ms.").removesuffix("_ms")
             name = ("  " if key.startswith("parts") else "") + name + (f" {unit}" if unit else "")
-            lines.append(f"{program:20s} {name:15s} {s['median']:9.{n}f} [{s['low']:9.{n}f},{s['high']:9.{n}f}] {s['p90']:9.{n}f} "
-                         f"{s['p95']:9.{n}f} {spread} {s['max']:9.{n}f} {s['turns']:5d}")
+            lines.append(f"{program:20s} {name:15s} {s['median']:9.{n}f} [{s['low']:9.{n}f},{s['high']:9.{n}f}] "
+                         f"{s['p90']:9.{n}f} {s['p95']:9.{n}f} {spread} {s['max']:9.{n}f} {s['turns']:5d}")
     return "\n".join(lines)

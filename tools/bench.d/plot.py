@@ -1,6 +1,6 @@
 """A result of tools/bench as a picture."""
-import matplotlib
 import figures
+import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402

@@ -1,6 +1,7 @@
 """Short accounts of what the measuring programs wrote:
 
     report.py lines TURNS.json       one line for each turn of minicpmo-ask --json
+    report.py same A.json B.json     whether the turns say the same words; exit status 1 if not
     report.py trace LOG              when each element worked, from a log with GST_DEBUG="minicpmo*:6"
     report.py table RESULT.json      the table of tools/bench again
     report.py plot RESULT.json PNG   drawn (needs matplotlib)
@@ -23,9 +24,19 @@ def lines(path: str) -> str:
     shown = []
     for turn in json.loads(pathlib.Path(path).read_text()):
         parts = turn.get("parts_ms", {})
-        shown.append(f"  TTFB {turn['ttfb_ms']:7.1f} ms ({', '.join(f'{p} {parts[p]:.1f}' for p in figures.PARTS if p in parts)})  "
+        where = ", ".join(f"{p} {parts[p]:.1f}" for p in figures.PARTS if p in parts)
+        shown.append(f"  TTFB {turn['ttfb_ms']:7.1f} ms ({where})  "
                      f"RTF {turn['rtf']:.3f}  {turn['audio_seconds']:5.2f} s  {turn['text'].strip()[:60]}")
     return "\n".join(shown)
+
+
+def same(path: str, other: str) -> bool:
+    """Says which turns have other words."""
+    turns, others = (json.loads(pathlib.Path(p).read_text()) for p in (path, other))
+    differ = [(a["text"], b["text"]) for a, b in zip(turns, others) if a["text"] != b["text"]]
+    for a, b in differ:
+        print(f"  not the same words: {a!r} and {b!r}")
+    return not differ and len(turns) == len(others)
 
 
 def trace(path: str) -> str:
@@ -58,6 +69,8 @@ def table(path: str) -> str:
 
 def main() -> int:
     commands = {"lines": lines, "trace": trace, "table": table}
+    if len(sys.argv) == 4 and sys.argv[1] == "same":
+        return 0 if same(*sys.argv[2:]) else 1
     if len(sys.argv) == 4 and sys.argv[1] == "plot":
         import plot
         plot.draw(json.loads(pathlib.Path(sys.argv[2]).read_text()), sys.argv[3])
