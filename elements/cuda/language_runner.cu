@@ -131,11 +131,11 @@ cudaError_t Runner::init() {
   RETURN_IF_CUDA_ERROR(blas_.init(stream_));
   // Without dependent launch: the next kernel would take the registers that the speech model's need
   // beside it, and inside a graph it gains nothing (PERF.md, both decoders at once).
-  RETURN_IF_CUDA_ERROR(decode_.init(spec_.shape, spec_.weights, false));
+  RETURN_IF_CUDA_ERROR(decode_.init(spec_.shape, spec_.weights, kOverlap));
   RETURN_IF_CUDA_ERROR(prefill_.init(spec_.shape, spec_.weights,
                                      std::min(kMaxRows, spec_.weights.capacity),
                                      spec_.weights.capacity, &blas_, stream_));
-  RETURN_IF_CUDA_ERROR(sampler_.init(spec_.vocab, kMaxPenalised, true));
+  RETURN_IF_CUDA_ERROR(sampler_.init(spec_.vocab, kMaxPenalised, kOverlap));
   RETURN_IF_CUDA_ERROR(allocate());
   RETURN_IF_CUDA_ERROR(warm_up());
   if (!spec_.options.graphs) return cudaSuccess;
