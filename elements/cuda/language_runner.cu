@@ -18,8 +18,8 @@ namespace minicpmo::cuda {
 namespace {
 
 constexpr const char* kWhat = "language model";
-// Kernels placed early gain nothing here, and would hold the places that the speech model's kernels
-// need beside these (tests/cuda/overlap_bench.cu).
+// Without dependent launch: the next kernel would take the registers that the speech model's need
+// beside it, and inside a graph it gains nothing (PERF.md, both decoders at once).
 constexpr bool kOverlap = false;
 
 // What the kernels of a token read and write, in device memory.
@@ -129,8 +129,6 @@ class Runner final : public LanguageRunner {
 
 cudaError_t Runner::init() {
   RETURN_IF_CUDA_ERROR(blas_.init(stream_));
-  // Without dependent launch: the next kernel would take the registers that the speech model's need
-  // beside it, and inside a graph it gains nothing (PERF.md, both decoders at once).
   RETURN_IF_CUDA_ERROR(decode_.init(spec_.shape, spec_.weights, kOverlap));
   RETURN_IF_CUDA_ERROR(prefill_.init(spec_.shape, spec_.weights,
                                      std::min(kMaxRows, spec_.weights.capacity),
