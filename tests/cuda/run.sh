@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds the decode kernels for the GPU at hand, then runs their tests and their benchmark. Logs go to $OUT (default: build).
-# Usage: bash tests/cuda/run.sh [test] [bench] [tune] [memcheck]   (default: test bench)
+# Usage: bash tests/cuda/run.sh [test] [bench] [tune] [layers] [memcheck]   (default: test bench)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${OUT:-build-cuda}
@@ -13,12 +13,13 @@ nvcc "${flags[@]}" -c elements/cuda/token_sampling.cu -o "$bin/token_sampling.o"
 nvcc "${flags[@]}" -c tests/cuda/token_sampling_test.cu -o "$bin/token_test.o" &
 nvcc "${flags[@]}" -c tests/cuda/decode_kernels_test.cu -o "$bin/test.o" &
 nvcc "${flags[@]}" -c tests/cuda/decode_kernels_bench.cu -o "$bin/bench.o" &
-nvcc "${flags[@]}" tests/cuda/gemv_tuning.cu -o "$bin/gemv_tuning" &
+nvcc "${flags[@]}" -c tests/cuda/gemv_tuning.cu -o "$bin/tuning.o" &
 nvcc "${flags[@]}" -x cu -c elements/engine/sampling.cpp -o "$bin/sampling.o"
 wait
 nvcc -arch="sm_${arch:-90}" "$bin/test.o" "$bin/decode.o" "$bin/sampling.o" -o "$bin/decode_kernels_test"
 nvcc -arch="sm_${arch:-90}" "$bin/token_test.o" "$bin/token_sampling.o" "$bin/sampling.o" -o "$bin/token_sampling_test"
 nvcc -arch="sm_${arch:-90}" "$bin/bench.o" "$bin/decode.o" "$bin/token_sampling.o" -o "$bin/decode_kernels_bench"
+nvcc -arch="sm_${arch:-90}" "$bin/tuning.o" "$bin/decode.o" -o "$bin/gemv_tuning"
 failed=0
 for what in ${*:-test bench}; do
   case $what in
@@ -28,6 +29,7 @@ for what in ${*:-test bench}; do
         timeout 280 "$bin/$program" 2>&1 | tee "$out/$program.txt" || failed=1
       done ;;
     tune) timeout 200 "$bin/gemv_tuning" 2>&1 | tee "$out/tune.txt" || failed=1 ;;
+    layers) timeout 200 "$bin/gemv_tuning" layers 2>&1 | tee "$out/layers.txt" || failed=1 ;;
     memcheck)
       for tool in memcheck racecheck; do
         for program in "decode_kernels_test small" "token_sampling_test quick"; do
