@@ -341,10 +341,10 @@ struct Attention {
   static __device__ bool is_last(const AttentionArgs& args, int active, Shared& s) {
     __syncthreads();
     if (threadIdx.x == 0) {
-      __threadfence();  // for the whole block: the barrier comes before it
+      fence_device();  // for the whole block: the barrier comes before it
       s.last = atomicAdd(args.arrived + blockIdx.y, 1u) == static_cast<uint32_t>(active - 1);
       if (s.last) args.arrived[blockIdx.y] = 0;
-      __threadfence();
+      fence_device();
     }
     __syncthreads();
     return s.last;

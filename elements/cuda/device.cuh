@@ -64,6 +64,14 @@ __device__ __forceinline__ void fetch_into_l2(const void* p) {
 #endif
 }
 
+// Before an atomic operation it releases what the block wrote before its last barrier, after one it
+// acquires what others released. Lighter than __threadfence(), which is sequentially consistent.
+__device__ __forceinline__ void fence_device() {
+#ifdef __CUDA_ARCH__
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
 // The shared memory whose size the launch gives.
 template <typename T>
 __device__ __forceinline__ T* launched_shared() {
