@@ -111,14 +111,21 @@ int threads_for(const ModelConfig& config) {
   return width < kSmall ? 1 : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
+// Gives back what torch keeps free.
+void empty_caches(const StageDevice& device) {
+  std::unique_lock<std::mutex> lock;
+  if (device.runners != nullptr) lock = std::unique_lock(device.runners->capture_mutex());
+  c10::getDeviceAllocator(device.device.type())->emptyCache();
+  at::getHostAllocator(device.device.type())->empty_cache();
+}
+
 // Waits for the weights and gives back what loading used beside them: a runner allocates outside
 // torch's caches.
 Result<void> finish_load(const StageDevice& device) {
   if (!device.is_cuda()) return {};
   const c10::impl::VirtualGuardImpl guard(device.device.type());
   guard.getStream(device.device).synchronize();
-  c10::getDeviceAllocator(device.device.type())->emptyCache();
-  at::getHostAllocator(device.device.type())->empty_cache();
+  empty_caches(device);
   return {};
 }
 
@@ -145,7 +152,7 @@ auto make_session(const char* what, const StageDevice& device, Make&& make) -> d
     return session;
   }
   return run_stage(what, [&]() -> decltype(make()) {
-    c10::getDeviceAllocator(device.device.type())->emptyCache();
+    empty_caches(device);
     return make();
   });
 }

@@ -27,11 +27,15 @@ cudaDataType_t data_type(Type type) {
 }  // namespace
 
 Blas::~Blas() {
-  if (handle_ != nullptr) cublasDestroy(handle_);
+  if (handle_ == nullptr) return;
+  const std::lock_guard lock(capture_mutex());
+  cublasDestroy(handle_);
 }
 
 cudaError_t Blas::init(cudaStream_t stream) {
+  std::unique_lock lock(capture_mutex());
   cublasStatus_t status = cublasCreate(&handle_);
+  lock.unlock();
   if (status != CUBLAS_STATUS_SUCCESS) {
     handle_ = nullptr;
     return to_cuda(status);

@@ -5,6 +5,7 @@
 #include "cuda/attention.cuh"
 #include "cuda/gemv.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/memory.h"
 #include "cuda/sampling.cuh"
 
 namespace minicpmo::cuda {
@@ -91,7 +92,9 @@ const char* DecodeStep::unsupported(const DecoderShape& shape) {
 }
 
 DecodeStep::~DecodeStep() {
-  if (memory_ != nullptr) cudaFree(memory_);
+  if (memory_ == nullptr) return;
+  const std::lock_guard lock(capture_mutex());
+  cudaFree(memory_);
 }
 
 cudaError_t DecodeStep::init(const DecoderShape& shape, const DecoderWeights& weights,

@@ -5,9 +5,13 @@
 
 #include <cuda_runtime_api.h>
 
+#include <chrono>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "cuda/error.h"
+#include "cuda/memory.h"
 
 namespace minicpmo::cuda {
 
@@ -26,6 +30,28 @@ class Graph {
   template <class Body>
   cudaError_t capture(cudaStream_t stream, Body&& body) {
     release();
+    cudaError_t error = cudaSuccess;
+    // Another thread's first use of a kernel or library may wait for the whole device, which
+    // invalidates the capture; that passes.
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      error = capture_once(stream, body);
+      if (error != cudaErrorStreamCaptureInvalidated && error != cudaErrorStreamCaptureUnsupported)
+        break;
+      cudaGetLastError();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1 + attempt));
+    }
+    return error;
+  }
+
+  bool captured() const { return exec_ != nullptr; }
+  cudaError_t launch(cudaStream_t stream) const { return cudaGraphLaunch(exec_, stream); }
+
+ private:
+  static constexpr int kAttempts = 30;
+
+  template <class Body>
+  cudaError_t capture_once(cudaStream_t stream, Body& body) {
+    const std::lock_guard lock(capture_mutex());
     cudaError_t error = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
     if (error != cudaSuccess) return error;
     const cudaError_t recorded = body();
@@ -38,12 +64,10 @@ class Graph {
     return error;
   }
 
-  bool captured() const { return exec_ != nullptr; }
-  cudaError_t launch(cudaStream_t stream) const { return cudaGraphLaunch(exec_, stream); }
-
- private:
   void release() {
-    if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
+    if (exec_ == nullptr) return;
+    const std::lock_guard lock(capture_mutex());
+    cudaGraphExecDestroy(exec_);
     exec_ = nullptr;
   }
   cudaGraphExec_t exec_ = nullptr;

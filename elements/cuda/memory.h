@@ -4,9 +4,17 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <mutex>
 #include <utility>
 
 namespace minicpmo::cuda {
+
+// Held while a graph is captured. Freeing memory waits for the whole device, which invalidates
+// every capture that is under way, whatever its thread and mode: hold this for it.
+inline std::mutex& capture_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
 
 template <bool kHost>
 class Memory {
@@ -23,6 +31,7 @@ class Memory {
   // Uninitialised; drops what was there.
   cudaError_t allocate(size_t bytes) {
     release();
+    const std::lock_guard lock(capture_mutex());
     const cudaError_t error =
         kHost ? cudaHostAlloc(&data_, bytes, cudaHostAllocDefault) : cudaMalloc(&data_, bytes);
     if (error == cudaSuccess)
@@ -40,6 +49,7 @@ class Memory {
  private:
   void release() {
     if (data_ == nullptr) return;
+    const std::lock_guard lock(capture_mutex());
     if (kHost)
       cudaFreeHost(data_);
     else

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 
@@ -43,6 +44,9 @@ struct RunnerOptions {
 struct Library {
   static constexpr uint32_t kVersion = 1;
   uint32_t version;
+  // Held while a graph is captured. What waits for the whole device, as freeing its memory does,
+  // invalidates every capture under way: hold this for it.
+  std::mutex& (*capture_mutex)();
   // Each fails with kSettings if the kernels cannot run these shapes (the caller then stays with
   // ATen), kNoSpace if memory is short.
   Result<std::unique_ptr<LanguageRunner>> (*new_language_runner)(const LanguageRunnerSpec&);

@@ -1,11 +1,14 @@
 #include "cuda/token_sampling.cuh"
 
 #include "cuda/launch.cuh"
+#include "cuda/memory.h"
 
 namespace minicpmo::cuda {
 
 TokenSampler::~TokenSampler() {
-  if (memory_ != nullptr) cudaFree(memory_);
+  if (memory_ == nullptr) return;
+  const std::lock_guard lock(capture_mutex());
+  cudaFree(memory_);
 }
 
 cudaError_t TokenSampler::init(int vocabulary, int most_penalised, bool overlap) {
