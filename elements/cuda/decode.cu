@@ -22,15 +22,15 @@ cudaError_t run_gemv(const GemvArgs& args, int processors, bool overlap, cudaStr
   constexpr bool kGate = kEpilogue == Epilogue::kGate;
   constexpr bool kAdd = kEpilogue == Epilogue::kAdd;
   if (args.k / 8 <= kShortChunks * 32) {
-    if constexpr (kGate) {
+    if constexpr (kAdd) {
+      return launch_gemv<kEpilogue, 2, kShortChunks, 256, 3>(args, 4 * processors, overlap, stream);
+    } else {
       return launch_gemv<kEpilogue, 2, kShortChunks, 512, 2>(args, 2 * processors, overlap, stream);
     }
-    return launch_gemv<kEpilogue, 2, kShortChunks, 256, 3>(args, 4 * processors, overlap, stream);
   }
   if constexpr (kAdd) {
     if (args.k / 8 <= kMiddleChunks * 32) {
-      return launch_gemv<kEpilogue, 1, kMiddleChunks, 256, 2>(args, 2 * processors, overlap,
-                                                              stream);
+      return launch_gemv<kEpilogue, 1, kMiddleChunks, 512, 1>(args, processors, overlap, stream);
     }
   }
   if constexpr (kGate) {

@@ -19,9 +19,9 @@ static_assert(SpeechRunner::kMaxSteps == kMaxCallCodes);
 // Rows of the graph of a prefill: a slice of ten tokens, what goes before and behind it, and a word
 // that came with them. What is longer is launched kernel by kernel.
 constexpr int kSliceRows = 16;
-// Steps of a graph. A call is a chain of graphs with one always queued behind the one that runs, so
-// that the device never waits for the host, and a call stops soon after its end or a cancel.
-constexpr int kGraphSteps = 5;
+// Steps of the graphs. A whole call is one; a part of one is a chain of the smaller ones, with one
+// always queued behind the one that runs, so that the device never waits for the host.
+constexpr int kCallSteps = 25, kGraphSteps = 5;
 constexpr int kSpecialsBefore = 2;  // [Stts] and the speaker
 constexpr int kThreads = 256;
 
@@ -124,7 +124,7 @@ class GraphedSpeechRunner final : public SpeechRunner {
   PinnedMemory host_;
   cudaEvent_t events_[2] = {};       // of the last two groups of steps
   cudaEvent_t text_read_ = nullptr;  // host_text() may be written again
-  Graph slice_graph_, steps_graph_, step_graph_;
+  Graph slice_graph_, call_graph_, steps_graph_, step_graph_;
 };
 
 cudaError_t GraphedSpeechRunner::init() {
@@ -168,7 +168,8 @@ cudaError_t GraphedSpeechRunner::capture() {
   RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
   RETURN_IF_CUDA_ERROR(slice_graph_.capture(stream_, [&] { return prefill_slice(); }));
   RETURN_IF_CUDA_ERROR(step_graph_.capture(stream_, [&] { return run_steps(1); }));
-  return steps_graph_.capture(stream_, [&] { return run_steps(kGraphSteps); });
+  RETURN_IF_CUDA_ERROR(steps_graph_.capture(stream_, [&] { return run_steps(kGraphSteps); }));
+  return call_graph_.capture(stream_, [&] { return run_steps(kCallSteps); });
 }
 
 cudaError_t GraphedSpeechRunner::clear() {
@@ -253,7 +254,7 @@ cudaError_t GraphedSpeechRunner::begin_call(const SpeechCallSpec& call) {
 }
 
 cudaError_t GraphedSpeechRunner::queue_steps(int steps, cudaEvent_t done) {
-  const Graph& graph = steps == 1 ? step_graph_ : steps_graph_;
+  const Graph& graph = steps == 1 ? step_graph_ : steps == kGraphSteps ? steps_graph_ : call_graph_;
   RETURN_IF_CUDA_ERROR(graph.captured() ? graph.launch(stream_) : run_steps(steps));
   return cudaEventRecord(done, stream_);
 }
@@ -262,7 +263,7 @@ cudaError_t GraphedSpeechRunner::run_call(int steps, const CancelFlag& cancel, b
   bool stop = false;
   for (int queued = 0, done = 0; done < queued || (steps > 0 && !stop);) {
     if (steps > 0 && !stop && queued - done < 2) {
-      const int group = steps >= kGraphSteps ? kGraphSteps : 1;
+      const int group = steps >= kCallSteps ? kCallSteps : steps >= kGraphSteps ? kGraphSteps : 1;
       RETURN_IF_CUDA_ERROR(queue_steps(group, events_[queued++ % 2]));
       steps -= group;
       continue;

@@ -192,15 +192,15 @@ void tune_layers() {
   DecodeStep step;
   CHECK(step.init(model.shape, model.weights, true));
   auto* const state = static_cast<DecodeState*>(model.allocate(sizeof(DecodeState)));
-  using Qkv = Shape<2, 3, 256, 3>;  // as in decode.cu
+  using Qkv = Shape<2, 3, 512, 2>;  // as in decode.cu
   using O = Shape<2, 3, 256, 3>;
   using Gate = Shape<2, 3, 512, 2>;
-  using Down = Shape<1, 12, 256, 2>;
+  using Down = Shape<1, 12, 512, 1>;
 #define TIME(qkv, o, gate, down) \
   time_layers<qkv, o, gate, down>(#qkv " " #o " " #gate " " #down, model, step, state)
   using Qkv288 = Shape<2, 3, 288, 3>;
   using Qkv384 = Shape<2, 3, 384, 2>;
-  using Qkv512 = Shape<2, 3, 512, 2>;
+  using Qkv256 = Shape<2, 3, 256, 3>;
   using O192 = Shape<2, 3, 192, 3>;
   using O384 = Shape<1, 3, 384, 2>;
   using O512 = Shape<1, 3, 512, 2>;
@@ -211,7 +211,7 @@ void tune_layers() {
   using Down192 = Shape<1, 12, 192, 3>;
   using Down384 = Shape<1, 12, 384, 1>;
   using Down384Two = Shape<1, 12, 384, 2>;
-  using Down512 = Shape<1, 12, 512, 1>;
+  using Down256 = Shape<1, 12, 256, 2>;
   using DownHalves = Shape<1, 6, 384, 2>;
   for (const int context : {350, 1000}) {
     const int front = speech_visible_front(SpeechState{}, context);
@@ -220,7 +220,7 @@ void tune_layers() {
     TIME(Qkv, O, Gate, Down);
     TIME(Qkv288, O, Gate, Down);
     TIME(Qkv384, O, Gate, Down);
-    TIME(Qkv512, O, Gate, Down);
+    TIME(Qkv256, O, Gate, Down);
     TIME(Qkv, O192, Gate, Down);
     TIME(Qkv, O384, Gate, Down);
     TIME(Qkv, O512, Gate, Down);
@@ -231,7 +231,7 @@ void tune_layers() {
     TIME(Qkv, O, Gate, Down192);
     TIME(Qkv, O, Gate, Down384);
     TIME(Qkv, O, Gate, Down384Two);
-    TIME(Qkv, O, Gate, Down512);
+    TIME(Qkv, O, Gate, Down256);
     TIME(Qkv, O, Gate, DownHalves);
     TIME(Qkv, O, Gate384, Down384Two);
     TIME(Qkv, O, Gate768, Down192);
