@@ -31,7 +31,9 @@ Error out_of_memory(const std::string& what, const std::string& words) {
   const std::string asked = gpu.empty() ? between(words, "tried to allocate ", " bytes")
                                         : between(words, "Tried to allocate ", ". ");
   const std::string free = between(words, "of which ", " is free");
-  std::string message = what + ": " + (gpu.empty() ? "" : "cuda:" + gpu + " is ") + "out of memory";
+  const bool cuda = words.find("CU") != std::string::npos;  // CUDA, CUBLAS
+  const std::string whose = !gpu.empty() ? "cuda:" + gpu + " is " : cuda ? "the GPU is " : "";
+  std::string message = what + ": " + whose + "out of memory";
   if (!asked.empty()) {
     message += ", " + asked + (gpu.empty() ? " bytes" : "") + " asked for";
     if (!free.empty()) message += " and " + free + " free";
@@ -48,8 +50,10 @@ void set_stage_threads(int threads) {
 
 Error torch_error(const char* what, const c10::Error& e) {
   const std::string words = e.what_without_backtrace();
-  if (dynamic_cast<const c10::OutOfMemoryError*>(&e) ||
-      words.find("allocate memory") != std::string::npos) {
+  // Loading a kernel and making a cuBLAS handle take memory, too, which torch has no own class for.
+  const auto says = [&](const char* part) { return words.find(part) != std::string::npos; };
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&e) || says("allocate memory") ||
+      says("CUDA error: out of memory") || says("STATUS_ALLOC_FAILED")) {
     return out_of_memory(what, words);
   }
   return Error{ErrorCode::kFailed, std::string(what) + " failed", words};

@@ -26,12 +26,13 @@ std::string make_plugin_directory() {
   if (made == nullptr) return "";
   const std::string directory = made;
   g_free(made);
+  const char* set = g_getenv("GST_TEST_PLUGINS");
+  const std::filesystem::path source = set != nullptr ? set : GST_PLUGINS_DIR;
   for (const char* name : {"coreelements", "coretracers", "wavenc", "wavparse", "audioconvert",
                            "audioresample", "app", "playback", "typefindfunctions"}) {
     const std::string file = std::string("libgst") + name + ".so";
     std::error_code error;
-    std::filesystem::create_symlink(std::filesystem::path(GST_PLUGINS_DIR) / file,
-                                    std::filesystem::path(directory) / file, error);
+    std::filesystem::create_symlink(source / file, std::filesystem::path(directory) / file, error);
   }
   return directory;
 }

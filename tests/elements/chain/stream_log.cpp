@@ -223,6 +223,7 @@ void PipelineRun::note(GstMessage* message) {
     case GST_MESSAGE_ERROR:
       gst_message_parse_error(message, &error, nullptr);
       errors.emplace_back(error->message);
+      error_codes.emplace_back(error->domain, error->code);
       break;
     case GST_MESSAGE_WARNING:
       gst_message_parse_warning(message, &error, nullptr);

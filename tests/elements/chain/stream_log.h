@@ -9,6 +9,7 @@
 #include <functional>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/gst_ptr.h"
@@ -107,6 +108,7 @@ class PipelineRun {
   void stop();
   std::string first_error() const { return errors.empty() ? "no error" : errors[0]; }
   std::vector<std::string> errors;
+  std::vector<std::pair<GQuark, gint>> error_codes;  // domain and code of each
   std::vector<std::string> warnings;
   std::vector<std::string> answers;   // texts of minicpmo/answer
   std::vector<std::string> finishes;  // of the same

@@ -157,5 +157,21 @@ TEST(RunStage, AFullGpuIsNamed) {
             "pipelines at once or set a smaller context-length");
 }
 
+// Of what is not a tensor: a kernel that is loaded, a cuBLAS handle.
+TEST(RunStage, AFullGpuIsNamedByTheOtherErrorsToo) {
+  for (const char* words : {"CUDA error: out of memory",
+                            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"}) {
+    const auto result = run_stage("decoder", [&]() -> Result<int> {
+      TORCH_CHECK(false, words);
+      return 0;
+    });
+    ASSERT_FALSE(result.ok());
+    EXPECT_EQ(result.error().code, ErrorCode::kNoSpace);
+    EXPECT_EQ(result.error().message,
+              "decoder: the GPU is out of memory; run fewer pipelines at once or set a smaller "
+              "context-length");
+  }
+}
+
 }  // namespace
 }  // namespace minicpmo
