@@ -12,6 +12,7 @@
 #include <cmath>
 #include <utility>
 
+#include "engine/gpu_timer.h"
 #include "engine/stage_scope.h"
 #include "engine/torch_tensor.h"
 
@@ -115,10 +116,7 @@ cuda::EncoderLayerWeights AudioEncoderModel::Layer::for_runner(const at::Tensor&
 }
 
 AudioEncoderModel::AudioEncoderModel(const AudioConfig& config, const StageDevice& device)
-    : config_(config),
-      device_(device),
-      max_samples_(std::min(LogMel::kMaxSamples, 2 * LogMel::kHop * config.max_positions)),
-      log_mel_(config.mel_bins) {}
+    : config_(config), device_(device), log_mel_(config.mel_bins) {}
 
 Result<void> AudioEncoderModel::load_front(const Loader& loader, int64_t language_size) {
   const Checkpoint& checkpoint = loader.checkpoint;
@@ -275,6 +273,7 @@ class AudioEncoderSession final : public AudioEncoder {
   }
 
   void reset() override { cache_.length = 0; }
+  int64_t gpu_nanoseconds() const override { return timer_.nanoseconds(); }
 
  private:
   Result<TensorPtr> encode(std::span<const float> pcm, const CancelFlag& cancel) {
@@ -288,6 +287,7 @@ class AudioEncoderSession final : public AudioEncoder {
     }
     if (model_->rows(samples) < 1) return TensorPtr();
     const at::Tensor mel = model_->mel(pcm);
+    const GpuTimer::Call timed(timer_);
     if (mel.size(0) <= runner_frames_) return run(mel, cancel);
     const at::Tensor states = model_->encode(mel, cache_, cancel);
     if (!states.defined()) return cancelled();
@@ -315,6 +315,7 @@ class AudioEncoderSession final : public AudioEncoder {
 
   std::shared_ptr<const AudioEncoderModel> model_;
   StageStream stream_;
+  GpuTimer timer_{stream_};
   AudioCache cache_;
   std::unique_ptr<cuda::EncoderRunner> runner_;
   int64_t runner_frames_ = 0;  // mel frames that it takes

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -45,7 +46,11 @@ class AudioEncoderModel {
   static int64_t positions(int64_t samples) { return (LogMel::frames(samples) + 1) / 2; }
   int64_t rows(int64_t samples) const { return positions(samples) / config_.pool_step; }
   int64_t language_size() const { return projector2_.weight.size(0); }  // columns of a row
-  int64_t max_samples() const { return max_samples_; }  // longest chunk: 30 s, or all positions
+  // Longest chunk: 30 s, or all positions.
+  static int64_t max_samples(const AudioConfig& config) {
+    return std::min(LogMel::kMaxSamples, 2 * LogMel::kHop * config.max_positions);
+  }
+  int64_t max_samples() const { return max_samples(config_); }
 
   // The steps, for tests and the session. All throw c10::Error. All results but the mel, which is
   // made on the CPU, are where the weights are and of their type.
@@ -93,7 +98,6 @@ class AudioEncoderModel {
 
   AudioConfig config_;
   StageDevice device_;
-  int64_t max_samples_;
   LogMel log_mel_;
   Conv1d conv1_, conv2_;
   at::Tensor embed_positions_;  // (max_positions, hidden)

@@ -157,7 +157,7 @@ static GstStructure* make_stats(const minicpmo::AudioEncStats& stats) {
       G_TYPE_UINT64, stats.chunks, "turns", G_TYPE_UINT64, stats.turns, "silence-samples",
       G_TYPE_UINT64, stats.silence_samples, "dropped-samples", G_TYPE_UINT64, stats.dropped_samples,
       "non-finite-samples", G_TYPE_UINT64, stats.non_finite_samples, "processing-time",
-      G_TYPE_UINT64, stats.processing_time, nullptr);
+      G_TYPE_UINT64, stats.processing_time, "gpu-time", G_TYPE_UINT64, stats.gpu_time, nullptr);
 }
 
 static void get_property(GObject* object, guint id, GValue* value, GParamSpec* spec) {
@@ -208,7 +208,7 @@ static void gst_minicpmo_audio_enc_class_init(GstMiniCpmoAudioEncClass* klass) {
       g_param_spec_boxed("stats", "Statistics",
                          "Counted since the element was made: samples, chunks, turns, "
                          "silence-samples, dropped-samples, non-finite-samples (16 kHz samples), "
-                         "processing-time (ns)",
+                         "processing-time (ns), gpu-time (ns of it on a GPU)",
                          GST_TYPE_STRUCTURE,
                          static_cast<GParamFlags>(G_PARAM_READABLE | G_PARAM_STATIC_STRINGS)));
 

@@ -39,13 +39,19 @@ AudioFramer::AudioFramer(GstMiniCpmoElement* element, GstPad* srcpad)
 }
 
 void AudioFramer::open(std::unique_ptr<AudioEncoder> session, const EngineInfo& info) {
-  session_ = std::move(session);
+  {
+    std::lock_guard lock(stats_mutex_);
+    session_ = std::move(session);
+  }
   chunk_samples_ = static_cast<size_t>(info.chunk_samples);
   chunk_duration_ = time_of(chunk_samples_);
 }
 
 void AudioFramer::close() {
-  session_.reset();
+  std::unique_ptr<AudioEncoder> closed;
+  std::lock_guard lock(stats_mutex_);
+  closed.swap(session_);
+  if (closed) stats_.gpu_time += closed->gpu_nanoseconds();
 }
 
 void AudioFramer::reset(bool keep_caps) {
@@ -69,7 +75,9 @@ void AudioFramer::reset(bool keep_caps) {
 
 AudioEncStats AudioFramer::stats() const {
   std::lock_guard lock(stats_mutex_);
-  return stats_;
+  AudioEncStats stats = stats_;
+  if (session_) stats.gpu_time += session_->gpu_nanoseconds();
+  return stats;
 }
 
 size_t AudioFramer::held_samples() const {

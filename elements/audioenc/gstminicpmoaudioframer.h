@@ -26,6 +26,7 @@ struct AudioEncStats {
   guint64 dropped_samples = 0;     // past max-turn-duration, between turns, or too short to encode
   guint64 non_finite_samples = 0;  // NaN or infinite, taken as 0
   GstClockTime processing_time = 0;
+  GstClockTime gpu_time = 0;
 };
 
 // Methods are for the streaming thread unless they say otherwise.
@@ -73,9 +74,9 @@ class AudioFramer {
   uint64_t room_in_turn(uint64_t samples);
   size_t held_samples() const;
 
-  GstMiniCpmoElement* element_;  // owns this
-  GstPad* srcpad_;               // element_'s
-  std::unique_ptr<AudioEncoder> session_;
+  GstMiniCpmoElement* element_;            // owns this
+  GstPad* srcpad_;                         // element_'s
+  std::unique_ptr<AudioEncoder> session_;  // changed under stats_mutex_
   size_t chunk_samples_ = kRate;
   std::atomic<guint64> chunk_duration_{GST_SECOND};
   std::atomic<guint64> max_turn_{kDefaultMaxTurn};

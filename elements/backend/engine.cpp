@@ -188,6 +188,7 @@ void TorchEngine::fill_info(const DeviceChoice& choice) {
   const int64_t frames = (info_.chunk_samples + kMelHop - 1) / kMelHop;
   info_.chunk_rows = (frames + 1) / 2 / audio.pool_step;
   info_.min_chunk_samples = 2 * (audio.pool_step - 1) * kMelHop + 1;
+  info_.max_chunk_samples = AudioEncoderModel::max_samples(audio);
   const auto speaker = resolve_inside(info_.model_dir, kDefaultSpeaker);
   if (speaker.ok()) info_.default_speaker = *speaker;
 }

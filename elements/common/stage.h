@@ -8,9 +8,9 @@
 // tokenizers. Thread-safe.
 // Sessions (AudioEncoder, LanguageModel, SpeechModel, Vocoder): one per element instance; hold only
 // state (KV cache, positions, sampling state, overlap tails). A session is used by one thread at a
-// time; a CancelFlag may be set from any thread, and the running call returns
-// ErrorCode::kCancelled at the next token. A cancelled or failed call leaves the session in a state
-// from which reset() works.
+// time, but for its gpu_nanoseconds(); a CancelFlag may be set from any thread, and the running
+// call returns ErrorCode::kCancelled at the next token. A cancelled or failed call leaves the
+// session in a state from which reset() works.
 #pragma once
 
 #include <atomic>
@@ -78,13 +78,17 @@ struct VocoderOptions {
 class AudioEncoder {
  public:
   virtual ~AudioEncoder() = default;
-  // Encodes one chunk: normally EngineInfo::chunk_samples samples, fewer at the end of a turn. At
-  // most that many. Returns (rows, hidden_size), one row per 40 ms; nullptr if the chunk is shorter
-  // than EngineInfo::min_chunk_samples, which upstream cannot encode either: it is too short to
-  // hear (20 ms). Samples that are not finite count as 0.
+  // Encodes one chunk: normally EngineInfo::chunk_samples samples, fewer at the end of a turn; a
+  // reference voice is one long chunk. At most EngineInfo::max_chunk_samples. Returns (rows,
+  // hidden_size), one row per 40 ms; nullptr if the chunk is shorter than
+  // EngineInfo::min_chunk_samples, which upstream cannot encode either: it is too short to hear
+  // (20 ms). Samples that are not finite count as 0.
   virtual Result<TensorPtr> step(std::span<const float> pcm, const CancelFlag& cancel) = 0;
   // Start of a user turn: empties the KV cache.
   virtual void reset() = 0;
+  // Time on a GPU of the calls that it has finished since the session was made, launches included;
+  // 0 on a CPU. From any thread.
+  virtual int64_t gpu_nanoseconds() const { return 0; }
 };
 
 enum class FinishReason {
@@ -129,6 +133,9 @@ class LanguageModel {
   // Sessions begun so far. It grows by itself when the context has no room for the next turn
   // (context_length), and the model then knows nothing of what was said before.
   virtual int64_t sessions() const { return 1; }
+  // As AudioEncoder's, and the part of it that went into reading (prefill). From any thread.
+  virtual int64_t gpu_nanoseconds() const { return 0; }
+  virtual int64_t gpu_prefill_nanoseconds() const { return 0; }
 };
 
 // One call of the speech model: at most 25 code rows.
@@ -153,6 +160,8 @@ class SpeechModel {
   // `last`.
   virtual Result<std::optional<CodeChunk>> step(const CancelFlag& cancel) = 0;
   virtual void reset() = 0;
+  // As AudioEncoder's. From any thread.
+  virtual int64_t gpu_nanoseconds() const { return 0; }
 };
 
 // Codes to PCM (24 kHz mono, float32).
@@ -166,6 +175,8 @@ class Vocoder {
   // End of an answer: the held-back tail, float32 (samples <= 2048); the next step starts afresh.
   virtual Result<TensorPtr> flush() = 0;
   virtual void reset() = 0;
+  // As AudioEncoder's. From any thread.
+  virtual int64_t gpu_nanoseconds() const { return 0; }
 };
 
 enum class Stage { kAudioEncoder, kLanguageModel, kSpeechModel, kVocoder };
@@ -186,7 +197,8 @@ struct EngineInfo {
   int64_t hidden_size = 0;
   int64_t chunk_samples = 16000;  // one encoder chunk at 16 kHz
   int64_t min_chunk_samples = 321;
-  int64_t chunk_rows = 25;  // embeddings per full chunk
+  int64_t max_chunk_samples = 480000;  // the longest that AudioEncoder::step takes
+  int64_t chunk_rows = 25;             // embeddings per full chunk
   std::string
       default_speaker;  // path of the checkpoint's default speaker vector (raw float32), or empty
 };
@@ -213,7 +225,7 @@ using LogFunction = void (*)(LogLevel level, const char* message);
 // What a backend library offers. Plugin and backends are built together; the version catches a
 // stale pair.
 struct Backend {
-  static constexpr uint32_t kVersion = 1;
+  static constexpr uint32_t kVersion = 2;
   uint32_t version;
   // Reads config.json and the headers of the weights, not the weights themselves. One engine per
   // distinct options in a process: a second call with the same options returns the same engine

@@ -122,8 +122,9 @@ void install_stream(GObjectClass* object_class) {
       g_param_spec_boxed("stats", "Statistics",
                          "Counted since the element was made: turns, interrupted, tokens, rows "
                          "(embeddings read), messages, refused, prefill-time and decode-time (ns, "
-                         "in the model), tokens-per-second; of the last answer: first-text-latency "
-                         "(ns from its start), context-used (positions)",
+                         "in the model), gpu-time (ns of them on a GPU) and gpu-prefill-time (of "
+                         "that, reading), tokens-per-second; of the last answer: "
+                         "first-text-latency (ns from its start), context-used (positions)",
                          GST_TYPE_STRUCTURE,
                          static_cast<GParamFlags>(G_PARAM_READABLE | G_PARAM_STATIC_STRINGS)));
 }
@@ -131,14 +132,15 @@ void install_stream(GObjectClass* object_class) {
 GstStructure* make_stats(const LlmStats& stats) {
   const double seconds = static_cast<double>(stats.decode_time) / GST_SECOND;
   const double rate = seconds > 0 ? static_cast<double>(stats.tokens) / seconds : 0;
-  return gst_structure_new("application/x-minicpmollm-stats", "turns", G_TYPE_UINT64, stats.turns,
-                           "interrupted", G_TYPE_UINT64, stats.interrupted, "tokens", G_TYPE_UINT64,
-                           stats.tokens, "rows", G_TYPE_UINT64, stats.rows, "messages",
-                           G_TYPE_UINT64, stats.messages, "refused", G_TYPE_UINT64, stats.refused,
-                           "prefill-time", G_TYPE_UINT64, stats.prefill_time, "decode-time",
-                           G_TYPE_UINT64, stats.decode_time, "tokens-per-second", G_TYPE_DOUBLE,
-                           rate, "first-text-latency", G_TYPE_UINT64, stats.first_text_latency,
-                           "context-used", G_TYPE_INT64, stats.context_used, nullptr);
+  return gst_structure_new(
+      "application/x-minicpmollm-stats", "turns", G_TYPE_UINT64, stats.turns, "interrupted",
+      G_TYPE_UINT64, stats.interrupted, "tokens", G_TYPE_UINT64, stats.tokens, "rows",
+      G_TYPE_UINT64, stats.rows, "messages", G_TYPE_UINT64, stats.messages, "refused",
+      G_TYPE_UINT64, stats.refused, "prefill-time", G_TYPE_UINT64, stats.prefill_time,
+      "decode-time", G_TYPE_UINT64, stats.decode_time, "gpu-time", G_TYPE_UINT64, stats.gpu_time,
+      "gpu-prefill-time", G_TYPE_UINT64, stats.gpu_prefill_time, "tokens-per-second", G_TYPE_DOUBLE,
+      rate, "first-text-latency", G_TYPE_UINT64, stats.first_text_latency, "context-used",
+      G_TYPE_INT64, stats.context_used, nullptr);
 }
 
 }  // namespace

@@ -30,13 +30,16 @@ bool is_input(LlmCommand::Kind kind) {
 // ---------------------------------------------------------------- the queue, from any thread
 
 void LlmWorker::open(std::unique_ptr<LanguageModel> session) {
+  std::lock_guard lock(mutex_);
   session_ = std::move(session);
 }
 
 void LlmWorker::close() {
-  session_.reset();
   session_used_ = false;
+  std::unique_ptr<LanguageModel> closed;
   std::lock_guard lock(mutex_);
+  closed.swap(session_);
+  if (closed) add_gpu_time(*closed, &stats_);
   queue_.clear();
 }
 
@@ -191,7 +194,14 @@ void LlmWorker::set_options(const LanguageModelOptions& options) {
 
 LlmStats LlmWorker::stats() const {
   std::lock_guard lock(mutex_);
-  return stats_;
+  LlmStats stats = stats_;
+  if (session_) add_gpu_time(*session_, &stats);
+  return stats;
+}
+
+void LlmWorker::add_gpu_time(const LanguageModel& session, LlmStats* stats) {
+  stats->gpu_time += session.gpu_nanoseconds();
+  stats->gpu_prefill_time += session.gpu_prefill_nanoseconds();
 }
 
 // ---------------------------------------------------------------- the task

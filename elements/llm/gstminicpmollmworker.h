@@ -68,6 +68,8 @@ struct LlmStats {
   guint64 refused = 0;      // inputs that did not fit
   GstClockTime prefill_time = 0;
   GstClockTime decode_time = 0;
+  GstClockTime gpu_time = 0;                              // on a GPU
+  GstClockTime gpu_prefill_time = 0;                      // of it, reading
   GstClockTime first_text_latency = GST_CLOCK_TIME_NONE;  // last answer: start to first text
   gint64 context_used = 0;                                // positions, after the last answer
 };
@@ -118,6 +120,7 @@ class LlmWorker {
   LlmStats stats() const;
 
  private:
+  static void add_gpu_time(const LanguageModel& session, LlmStats* stats);
   enum class Outcome { kDone, kInterrupted, kAbandoned };
   struct Answer;
 
@@ -157,7 +160,7 @@ class LlmWorker {
 
   GstMiniCpmoElement* const element_;
   GstPad* const src_;
-  std::unique_ptr<LanguageModel> session_;  // of the task
+  std::unique_ptr<LanguageModel> session_;  // of the task; changed under mutex_
 
   // Set by begin_flush, stop and interrupt; handed to every call of the session.
   CancelFlag cancel_;

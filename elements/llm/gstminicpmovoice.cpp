@@ -12,10 +12,9 @@
 namespace minicpmo {
 namespace {
 
-constexpr size_t kSampleRate = 16000;
-constexpr size_t kMaxSamples = kVoiceMaxSeconds * kSampleRate;
-
 struct Decoded {
+  explicit Decoded(size_t limit) : limit(limit) { pcm.reserve(limit); }  // no callback may throw
+  const size_t limit;
   std::mutex mutex;
   std::vector<float> pcm;
 };
@@ -26,7 +25,7 @@ void on_handoff(GstElement*, GstBuffer* buffer, GstPad*, gpointer data) {
   if (!map.ok()) return;
   std::lock_guard lock(decoded->mutex);
   const size_t before = decoded->pcm.size();
-  const size_t n = std::min(map.bytes().size() / sizeof(float), kMaxSamples - before);
+  const size_t n = std::min(map.bytes().size() / sizeof(float), decoded->limit - before);
   decoded->pcm.resize(before + n);
   std::memcpy(decoded->pcm.data() + before, map.bytes().data(), n * sizeof(float));
 }
@@ -61,10 +60,10 @@ ElementPtr make_decoder(const std::string& path, GError** error) {
 
 bool enough(Decoded& decoded) {
   std::lock_guard lock(decoded.mutex);
-  return decoded.pcm.size() >= kMaxSamples;
+  return decoded.pcm.size() >= decoded.limit;
 }
 
-// Until the end of the file, 30 s, or an error.
+// Until the end of the file, enough of it, or an error.
 Result<void> run(GstElement* pipeline, const std::string& path, Decoded& decoded,
                  const CancelFlag& cancel) {
   const BusPtr bus(gst_element_get_bus(pipeline));
@@ -85,7 +84,9 @@ Result<void> run(GstElement* pipeline, const std::string& path, Decoded& decoded
   return {};
 }
 
-Result<std::vector<float>> read_voice(const std::string& path, const CancelFlag& cancel) {
+// At most `limit` samples.
+Result<std::vector<float>> read_voice(const std::string& path, size_t limit,
+                                      const CancelFlag& cancel) {
   if (!g_file_test(path.c_str(), G_FILE_TEST_EXISTS))
     return Error{ErrorCode::kNotFound, "The reference voice " + path + " does not exist.", ""};
   // A pipe or a device could make us wait for ever.
@@ -99,8 +100,7 @@ Result<std::vector<float>> read_voice(const std::string& path, const CancelFlag&
     return said;
   }
   g_clear_error(&error);
-  Decoded decoded;
-  decoded.pcm.reserve(kMaxSamples);  // nothing in the callback may throw
+  Decoded decoded(limit);
   const ElementPtr sink(gst_bin_get_by_name(GST_BIN(pipeline.get()), "sink"));
   g_signal_connect(sink.get(), "handoff", G_CALLBACK(on_handoff), &decoded);
   const auto done = run(pipeline.get(), path, decoded, cancel);
@@ -112,7 +112,8 @@ Result<std::vector<float>> read_voice(const std::string& path, const CancelFlag&
 }  // namespace
 
 Result<TensorPtr> encode_voice(Engine& engine, const std::string& path, const CancelFlag& cancel) {
-  ASSIGN_OR_RETURN(const std::vector<float> pcm, read_voice(path, cancel));
+  const auto limit = static_cast<size_t>(engine.info().max_chunk_samples);
+  ASSIGN_OR_RETURN(const std::vector<float> pcm, read_voice(path, limit, cancel));
   RETURN_IF_ERROR(engine.load(
       Stage::kAudioEncoder, [](int, const std::string&) {}, cancel));
   ASSIGN_OR_RETURN(const auto encoder, engine.new_audio_encoder());

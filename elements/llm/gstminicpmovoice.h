@@ -9,11 +9,10 @@
 
 namespace minicpmo {
 
-constexpr int kVoiceMaxSeconds = 30;  // what the audio encoder reads in one piece
-
-// Embeddings of the file at `path` (any format GStreamer has a decoder for), of its first 30 s.
-// Blocks: for the loader thread. Errors: kNotFound, kOpenRead, kFormat (no sound in it, or none
-// long enough to hear), kLibrary (a decoder is missing), those of the audio encoder, kCancelled.
+// Embeddings of the file at `path` (any format GStreamer has a decoder for), as far as the audio
+// encoder reads in one piece (EngineInfo::max_chunk_samples: 30 s of the published model). Blocks:
+// for the loader thread. Errors: kNotFound, kOpenRead, kFormat (no sound in it, or none long enough
+// to hear), kLibrary (a decoder is missing), those of the audio encoder, kCancelled.
 Result<TensorPtr> encode_voice(Engine& engine, const std::string& path, const CancelFlag& cancel);
 
 }  // namespace minicpmo

@@ -271,6 +271,7 @@ Result<at::Tensor> LanguageSession::embed(const Piece& piece) const {
 // `keep` rows at least. Nothing changed if it was cancelled.
 Result<at::Tensor> LanguageSession::read(const std::vector<Piece>& pieces, int64_t keep,
                                          const CancelFlag& cancel) {
+  const GpuTimer::Call timed(prefill_timer_);
   std::vector<at::Tensor> parts;
   parts.reserve(pieces.size());
   for (const Piece& piece : pieces) {
@@ -325,6 +326,7 @@ Result<LanguageSession::Draft> LanguageSession::draft_burst(const CancelFlag& ca
   // Each draw takes a row of the cache, but the one that follows the prompt.
   const int64_t rows_left = decoder_->cache().capacity() - draws.begin + (draws.carried ? 0 : 1);
   draws.count = static_cast<int>(std::min<int64_t>(limit, rows_left));
+  const GpuTimer::Call timed(decode_timer_);
   ASSIGN_OR_RETURN(draft.ids, decoder_->draw(draws, hook_, &draft.random, cancel));
   if (!draft.ids.empty() && conversation_.is_stop(draft.ids.back())) {
     draft.finish = FinishReason::kStop;

@@ -15,6 +15,7 @@
 #include "common/stage.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
+#include "engine/gpu_timer.h"
 #include "engine/sampling.h"
 #include "engine/stage_device.h"
 #include "engine/tokenizer.h"
@@ -72,6 +73,10 @@ class LanguageSession final : public LanguageModel {
   void set_options(const LanguageModelOptions& options) override { options_ = options; }
   int64_t context_used() const override { return conversation_.length(); }
   int64_t sessions() const override { return sessions_; }
+  int64_t gpu_nanoseconds() const override {
+    return prefill_timer_.nanoseconds() + decode_timer_.nanoseconds();
+  }
+  int64_t gpu_prefill_nanoseconds() const override { return prefill_timer_.nanoseconds(); }
 
   const Conversation& conversation() const { return conversation_; }
   void set_token_hook(TokenHook hook) { hook_ = std::move(hook); }
@@ -110,6 +115,7 @@ class LanguageSession final : public LanguageModel {
 
   std::shared_ptr<const LanguageModelWeights> weights_;
   StageStream stream_;
+  GpuTimer prefill_timer_{stream_}, decode_timer_{stream_};
   LanguageModelOptions options_;          // what was asked for
   LanguageModelOptions session_options_;  // what this session runs with
   Conversation conversation_;

@@ -41,9 +41,17 @@ SpeechStream::SpeechStream(GstMiniCpmoElement* element, GstPad* src)
   reset(true);
 }
 
+void SpeechStream::open(std::unique_ptr<SpeechModel> session) {
+  std::lock_guard lock(mutex_);
+  session_ = std::move(session);
+}
+
 void SpeechStream::close() {
-  session_.reset();
   session_used_ = false;
+  std::unique_ptr<SpeechModel> closed;
+  std::lock_guard lock(mutex_);
+  closed.swap(session_);
+  if (closed) stats_.gpu_time += closed->gpu_nanoseconds();
 }
 
 SpeechModelOptions SpeechStream::options() const {
@@ -63,7 +71,9 @@ std::string SpeechStream::speaker_file() const {
 
 SpeechStats SpeechStream::stats() const {
   std::lock_guard lock(mutex_);
-  return stats_;
+  SpeechStats stats = stats_;
+  if (session_) stats.gpu_time += session_->gpu_nanoseconds();
+  return stats;
 }
 
 void SpeechStream::reset(bool stopped) {

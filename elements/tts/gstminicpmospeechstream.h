@@ -23,6 +23,7 @@ struct SpeechStats {
   guint64 chunks = 0;
   guint64 codes = 0;            // rows; one is 512 samples at 24 kHz
   GstClockTime model_time = 0;  // in the model
+  GstClockTime gpu_time = 0;    // of it, on a GPU
 };
 
 class SpeechStream {
@@ -31,7 +32,7 @@ class SpeechStream {
   SpeechStream(GstMiniCpmoElement* element, GstPad* src);
 
   // On the loader's thread; used after wait_ready() only.
-  void open(std::unique_ptr<SpeechModel> session) { session_ = std::move(session); }
+  void open(std::unique_ptr<SpeechModel> session);
   // Without streaming threads.
   void close();
 
@@ -76,7 +77,7 @@ class SpeechStream {
 
   GstMiniCpmoElement* const element_;
   GstPad* const src_;
-  std::unique_ptr<SpeechModel> session_;
+  std::unique_ptr<SpeechModel> session_;  // changed under mutex_
 
   mutable std::mutex mutex_;  // guards the next three
   SpeechModelOptions options_;

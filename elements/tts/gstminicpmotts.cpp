@@ -171,12 +171,12 @@ static GstStructure* make_stats(const minicpmo::SpeechStats& stats) {
   const double model = static_cast<double>(stats.model_time) / GST_SECOND;
   const auto codes = static_cast<double>(stats.codes);
   const double speech = codes * 512 / 24000;
-  return gst_structure_new("application/x-minicpmotts-stats", "answers", G_TYPE_UINT64,
-                           stats.answers, "bursts", G_TYPE_UINT64, stats.bursts, "chunks",
-                           G_TYPE_UINT64, stats.chunks, "codes", G_TYPE_UINT64, stats.codes,
-                           "model-time", G_TYPE_UINT64, stats.model_time, "codes-per-second",
-                           G_TYPE_DOUBLE, model > 0 ? codes / model : 0.0, "real-time-factor",
-                           G_TYPE_DOUBLE, speech > 0 ? model / speech : 0.0, nullptr);
+  return gst_structure_new(
+      "application/x-minicpmotts-stats", "answers", G_TYPE_UINT64, stats.answers, "bursts",
+      G_TYPE_UINT64, stats.bursts, "chunks", G_TYPE_UINT64, stats.chunks, "codes", G_TYPE_UINT64,
+      stats.codes, "model-time", G_TYPE_UINT64, stats.model_time, "gpu-time", G_TYPE_UINT64,
+      stats.gpu_time, "codes-per-second", G_TYPE_DOUBLE, model > 0 ? codes / model : 0.0,
+      "real-time-factor", G_TYPE_DOUBLE, speech > 0 ? model / speech : 0.0, nullptr);
 }
 
 static void get_property(GObject* object, guint id, GValue* value, GParamSpec* spec) {
@@ -247,8 +247,9 @@ static void install_properties(GObjectClass* object_class) {
       object_class, PROP_STATS,
       g_param_spec_boxed("stats", "Statistics",
                          "Counted since the element was made: answers, bursts, chunks, codes "
-                         "(rows), model-time (ns), codes-per-second, real-time-factor (model time "
-                         "by duration of the speech)",
+                         "(rows), model-time (ns), gpu-time (ns of it on a GPU), "
+                         "codes-per-second, real-time-factor (model time by duration of the "
+                         "speech)",
                          GST_TYPE_STRUCTURE,
                          static_cast<GParamFlags>(G_PARAM_READABLE | G_PARAM_STATIC_STRINGS)));
 }

@@ -286,6 +286,7 @@ Result<void> SpeechSession::run_ahead(const CancelFlag& cancel) {
   while (steps < steps_of_call(0) && visible(ahead.position + steps) <= text_read_) ++steps;
   if (steps == 0) return {};
   const auto before = std::ssize(codes_);
+  const GpuTimer::Call timed(timer_);
   ASSIGN_OR_RETURN(ahead.ended, generate(0, steps, config.text_reserved, cancel));
   ahead.rows = std::ssize(codes_) - before;
   ahead.visible_text = visible(decoder_->position() - 1);
@@ -315,6 +316,7 @@ Result<std::optional<CodeChunk>> SpeechSession::speak(const SpeechCall& call,
                                                       const CancelFlag& cancel) {
   check_ahead(call);
   const Ahead made = std::exchange(ahead_, std::nullopt).value_or(Ahead{});
+  const GpuTimer::Call timed(timer_);
   prepare(call);
   const size_t before = codes_.size() - static_cast<size_t>(made.rows);
   bool ended = made.ended;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/stage.h"
+#include "engine/gpu_timer.h"
 #include "engine/sampling.h"
 #include "tts/speech_decoder.h"
 #include "tts/speech_text.h"
@@ -57,6 +58,7 @@ class SpeechSession final : public SpeechModel {
   void end_text() override { text_.end(); }
   Result<std::optional<CodeChunk>> step(const CancelFlag& cancel) override;
   void reset() override;
+  int64_t gpu_nanoseconds() const override { return timer_.nanoseconds(); }
 
   void set_code_hook(CodeHook hook) { hook_ = std::move(hook); }
   const SpeechText& text() const { return text_; }
@@ -90,6 +92,7 @@ class SpeechSession final : public SpeechModel {
   std::shared_ptr<const SpeechModelWeights> weights_;
   SpeechText text_;
   StageStream stream_;
+  GpuTimer timer_{stream_};
   std::unique_ptr<SpeechDecoder> decoder_;
   SpeechModelOptions options_;
   CodeSampling sampling_;

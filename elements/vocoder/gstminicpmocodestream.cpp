@@ -27,11 +27,15 @@ CodeStream::CodeStream(GstMiniCpmoElement* element, GstPad* srcpad)
 }
 
 void CodeStream::open(std::unique_ptr<Vocoder> session) {
+  std::lock_guard lock(stats_mutex_);
   session_ = std::move(session);
 }
 
 void CodeStream::close() {
-  session_.reset();
+  std::unique_ptr<Vocoder> closed;
+  std::lock_guard lock(stats_mutex_);
+  closed.swap(session_);
+  if (closed) stats_.gpu_time += closed->gpu_nanoseconds();
 }
 
 void CodeStream::reset(bool keep_caps) {
@@ -51,7 +55,9 @@ void CodeStream::reset(bool keep_caps) {
 
 VocoderStats CodeStream::stats() const {
   std::lock_guard lock(stats_mutex_);
-  return stats_;
+  VocoderStats stats = stats_;
+  if (session_) stats.gpu_time += session_->gpu_nanoseconds();
+  return stats;
 }
 
 size_t CodeStream::held_rows() const {

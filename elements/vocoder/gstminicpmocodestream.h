@@ -23,6 +23,7 @@ struct VocoderStats {
   guint64 samples = 0;  // pushed, at 24 kHz
   guint64 answers = 0;  // begun
   GstClockTime processing_time = 0;
+  GstClockTime gpu_time = 0;
 };
 
 // Methods are for the streaming thread unless they say otherwise.
@@ -69,9 +70,9 @@ class CodeStream {
   size_t row_bytes() const { return 4 * size_of(type_); }
   size_t held_rows() const;
 
-  GstMiniCpmoElement* element_;  // owns this
-  GstPad* srcpad_;               // element_'s
-  std::unique_ptr<Vocoder> session_;
+  GstMiniCpmoElement* element_;       // owns this
+  GstPad* srcpad_;                    // element_'s
+  std::unique_ptr<Vocoder> session_;  // changed under stats_mutex_
 
   std::atomic<Compatibility> compatibility_{Compatibility::kNone};
   mutable std::mutex stats_mutex_;  // guards stats_

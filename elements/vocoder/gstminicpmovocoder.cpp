@@ -158,7 +158,7 @@ static GstStructure* make_stats(const minicpmo::VocoderStats& stats) {
   return gst_structure_new("application/x-minicpmovocoder-stats", "rows", G_TYPE_UINT64, stats.rows,
                            "samples", G_TYPE_UINT64, stats.samples, "answers", G_TYPE_UINT64,
                            stats.answers, "processing-time", G_TYPE_UINT64, stats.processing_time,
-                           nullptr);
+                           "gpu-time", G_TYPE_UINT64, stats.gpu_time, nullptr);
 }
 
 static void get_property(GObject* object, guint id, GValue* value, GParamSpec* spec) {
@@ -209,7 +209,7 @@ static void gst_minicpmo_vocoder_class_init(GstMiniCpmoVocoderClass* klass) {
       object_class, PROP_STATS,
       g_param_spec_boxed("stats", "Statistics",
                          "Counted since the element was made: rows (of codes), samples (24 kHz), "
-                         "answers, processing-time (ns)",
+                         "answers, processing-time (ns), gpu-time (ns of it on a GPU)",
                          GST_TYPE_STRUCTURE,
                          static_cast<GParamFlags>(G_PARAM_READABLE | G_PARAM_STATIC_STRINGS)));
 

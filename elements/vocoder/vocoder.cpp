@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/gpu_timer.h"
 #include "engine/stage_scope.h"
 
 namespace minicpmo {
@@ -98,6 +99,8 @@ class VocoderSession final : public Vocoder {
     segment_start_ = false;
   }
 
+  int64_t gpu_nanoseconds() const override { return timer_.nanoseconds(); }
+
  private:
   Result<TensorPtr> decode(const Tensor& tensor, bool segment_start, const CancelFlag& cancel) {
     const int64_t books = model_->dvae().books();
@@ -122,7 +125,8 @@ class VocoderSession final : public Vocoder {
     return to_tensor(std::span(pcm).first(pcm.size() - tail));
   }
 
-  Result<std::vector<float>> waveform(std::span<const int32_t> window) const {
+  Result<std::vector<float>> waveform(std::span<const int32_t> window) {
+    const GpuTimer::Call timed(timer_);
     const size_t rows = window.size() / static_cast<size_t>(model_->dvae().books());
     std::vector<float> wav(rows * static_cast<size_t>(model_->samples_per_row()));
     if (runner_) {
@@ -154,6 +158,7 @@ class VocoderSession final : public Vocoder {
   std::shared_ptr<const VocoderModel> model_;
   VocoderOptions options_;
   StageStream stream_;  // high priority: sound that comes late is heard
+  GpuTimer timer_{stream_};
   std::unique_ptr<cuda::VocoderRunner> runner_;
   std::vector<int32_t> context_;  // the last code rows, kContextRows at most
   std::vector<float> held_;       // their samples, not yet returned

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
@@ -393,6 +394,45 @@ TEST_F(CudaStages, EmbeddingsStayOnTheDevice) {
   for (auto& at : read) threads.emplace_back([&] { at = must(chunks[1]->host_bytes()).data(); });
   for (auto& thread : threads) thread.join();
   for (const std::byte* at : read) EXPECT_EQ(at, read[0]);
+}
+
+// Each stage's time on the GPU grows with its calls, and lies within the time that they took.
+TEST_F(CudaStages, CallsAreTimed) {
+  using Clock = std::chrono::steady_clock;
+  const std::vector<float> pcm = question();
+  for (const Models& models : {cuda_, cuda_float_}) {
+    const auto encoder = must(new_audio_encoder(models.audio));
+    const auto language = new_language_model(models.language, greedy());
+    SpeechSession speech(models.speech);
+    const int64_t primed = language->gpu_nanoseconds();
+    EXPECT_EQ(language->gpu_prefill_nanoseconds(), primed);
+    const auto begin = Clock::now();
+    const auto rows = must(encoder->step(std::span(pcm).first(16000), CancelFlag()));
+    const Said said = say(*language, {rows});
+    speak(speech, speaker_tensor(host_floats(*said.speaker)), said.bursts, {});
+    const std::chrono::nanoseconds took = Clock::now() - begin;
+    const int64_t prefill = language->gpu_prefill_nanoseconds() - primed;
+    const int64_t decode = language->gpu_nanoseconds() - primed - prefill;
+    std::printf("on the GPU: encoder %.3f, prefill %.3f, decode %.3f, speech %.3f of %.3f ms\n",
+                1e-6 * static_cast<double>(encoder->gpu_nanoseconds()),
+                1e-6 * static_cast<double>(prefill), 1e-6 * static_cast<double>(decode),
+                1e-6 * static_cast<double>(speech.gpu_nanoseconds()),
+                1e-6 * static_cast<double>(took.count()));
+    for (const int64_t part :
+         {encoder->gpu_nanoseconds(), prefill, decode, speech.gpu_nanoseconds()}) {
+      EXPECT_GT(part, 10'000);
+    }
+    // One after the other.
+    EXPECT_LT(encoder->gpu_nanoseconds() + prefill + decode + speech.gpu_nanoseconds(),
+              took.count());
+    const auto vocoder = must(new_vocoder(models.vocoder, {}));
+    const HostTensor window(DataType::kUInt16, {25, 4}, std::vector<std::byte>(200));
+    must(vocoder->step(window, false, CancelFlag()));
+    const int64_t once = vocoder->gpu_nanoseconds();
+    EXPECT_GT(once, 10'000);
+    must(vocoder->step(window, false, CancelFlag()));
+    EXPECT_GT(vocoder->gpu_nanoseconds(), once);
+  }
 }
 
 // A tensor is read only after what computes it, which takes a while here.

@@ -13,7 +13,6 @@ constexpr int kChunkRows = 25;
 constexpr int kSamplesPerCode = 512;
 constexpr size_t kHeldBack = 2048;
 constexpr size_t kSamplesPerRow = 640;  // 40 ms
-constexpr size_t kLongestSamples = 30 * 16000;  // a reference voice
 
 TensorPtr float_tensor(const std::vector<float>& values, std::vector<int64_t> dims) {
   std::vector<std::byte> bytes(values.size() * sizeof(float));
@@ -61,8 +60,10 @@ class Session {
     }
     if (settings.step_error && steps_ >= settings.steps_before_error) return *settings.step_error;
     ++steps_;
+    gpu_nanoseconds_ += settings.gpu_time.count();
     return {};
   }
+  int64_t gpu_time() const { return gpu_nanoseconds_; }
   void note(std::string call) { owner_.log().add(std::move(call)); }
 
   FakeBackend& owner_;
@@ -70,6 +71,7 @@ class Session {
  private:
   std::atomic<bool> busy_{false};
   int steps_ = 0;
+  std::atomic<int64_t> gpu_nanoseconds_{0};
 };
 
 class FakeAudioEncoder final : public AudioEncoder, Session {
@@ -80,7 +82,7 @@ class FakeAudioEncoder final : public AudioEncoder, Session {
     Inside inside(*this);
     note("audio.step " + std::to_string(pcm.size()));
     RETURN_IF_ERROR(begin_step(cancel));
-    if (pcm.size() > kLongestSamples)
+    if (static_cast<int64_t>(pcm.size()) > info_.max_chunk_samples)
       return Error{ErrorCode::kFailed, "More samples than an encoder takes.", ""};
     if (static_cast<int64_t>(pcm.size()) < info_.min_chunk_samples) return TensorPtr();
     const size_t rows = (pcm.size() + kSamplesPerRow - 1) / kSamplesPerRow;
@@ -107,6 +109,7 @@ class FakeAudioEncoder final : public AudioEncoder, Session {
     ++owner_.counters().resets;
     chunk_ = 0;
   }
+  int64_t gpu_nanoseconds() const override { return gpu_time(); }
 
  private:
   const EngineInfo info_;
@@ -120,7 +123,7 @@ class FakeLanguageModel final : public LanguageModel, Session {
   Result<void> prefill_audio(const Tensor& embeddings, const CancelFlag& cancel) override {
     Inside inside(*this);
     note("lm.prefill_audio " + std::to_string(embeddings.rows()));
-    RETURN_IF_ERROR(begin_step(cancel));
+    RETURN_IF_ERROR(begin_prefill(cancel));
     if (embeddings.dims().size() != 2 || embeddings.dims()[1] != info_.hidden_size)
       return Error{ErrorCode::kFormat, "Embeddings of another width.", ""};
     return add_rows(embeddings.rows());
@@ -129,7 +132,7 @@ class FakeLanguageModel final : public LanguageModel, Session {
   Result<void> prefill_text(std::string_view text, const CancelFlag& cancel) override {
     Inside inside(*this);
     note("lm.prefill_text " + std::string(text));
-    RETURN_IF_ERROR(begin_step(cancel));
+    RETURN_IF_ERROR(begin_prefill(cancel));
     RETURN_IF_ERROR(add_rows(1));
     text_ += text;
     return {};
@@ -202,8 +205,17 @@ class FakeLanguageModel final : public LanguageModel, Session {
   }
 
   int64_t context_used() const override { return context_ + rows_; }
+  int64_t gpu_nanoseconds() const override { return gpu_time(); }
+  int64_t gpu_prefill_nanoseconds() const override { return prefills_; }
 
  private:
+  Result<void> begin_prefill(const CancelFlag& cancel) {
+    const int64_t before = gpu_time();
+    RETURN_IF_ERROR(begin_step(cancel));
+    prefills_ += gpu_time() - before;
+    return {};
+  }
+
   Result<void> add_rows(int64_t rows) {
     if (rows_ + rows > owner_.settings().context_rows)
       return Error{ErrorCode::kContextFull, "The question is too long.", ""};
@@ -219,6 +231,7 @@ class FakeLanguageModel final : public LanguageModel, Session {
   size_t spoken_ = 0;
   size_t burst_ = 0;
   bool first_ = false;
+  std::atomic<int64_t> prefills_{0};  // GPU time
 };
 
 class FakeSpeechModel final : public SpeechModel, Session {
@@ -279,6 +292,7 @@ class FakeSpeechModel final : public SpeechModel, Session {
     ++owner_.counters().resets;
     clear();
   }
+  int64_t gpu_nanoseconds() const override { return gpu_time(); }
 
  private:
   void clear() {
@@ -333,6 +347,7 @@ class FakeVocoder final : public Vocoder, Session {
     ++owner_.counters().resets;
     held_.clear();
   }
+  int64_t gpu_nanoseconds() const override { return gpu_time(); }
 
  private:
   static int32_t read_code(DataType type, std::span<const std::byte> bytes, size_t index) {

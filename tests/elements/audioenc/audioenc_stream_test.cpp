@@ -276,6 +276,29 @@ TEST_F(AudioEncStream, DownstreamFlowComesBack) {
   GST_PAD_UNSET_FLUSHING(h_->get()->sinkpad);
 }
 
+// Of all sessions: going down ends one.
+TEST_F(AudioEncStream, StatsSumTheGpuTime) {
+  backend_.settings().gpu_time = 3ns;
+  const auto gpu_time = [&] {
+    GstStructure* stats = nullptr;
+    g_object_get(h_->element(), "stats", &stats, nullptr);
+    const StructurePtr owned(stats);
+    guint64 time = G_MAXUINT64;
+    EXPECT_TRUE(gst_structure_get_uint64(stats, "gpu-time", &time));
+    return time;
+  };
+  start();
+  EXPECT_EQ(gpu_time(), 0u);
+  push(40000, 0);
+  EXPECT_EQ(gpu_time(), 2 * 3u);
+  gst_element_set_state(h_->element(), GST_STATE_NULL);
+  EXPECT_EQ(gpu_time(), 2 * 3u);
+  gst_element_set_state(h_->element(), GST_STATE_PLAYING);
+  h_->set_caps(kPcmCaps);
+  push(16000, 0);
+  EXPECT_EQ(gpu_time(), 3 * 3u);
+}
+
 TEST_F(AudioEncStream, StatsCountTheStream) {
   start();
   push(40000, 0);

@@ -237,6 +237,7 @@ const DescribedProperty kProperties[] = {
     {"system-prompt", "at the start of a session", kPlaying,
      "String. Default: \"You are a helpful assistant. You can accept audio and text input and "
      "output voice and text.\""},
+    {"voice", "its first 30 s", kReady, "String. Default: null"},
     {"timestamp-mode", "timestamps", kReady,
      "Enum \"GstMiniCpmoTimestampMode\" Default: 0, \"input\""},
     {"max-message-bytes", "in bytes", kPlaying,
@@ -253,12 +254,13 @@ TEST_F(PluginTest, InspectDescribesEveryProperty) {
       {"minicpmoaudioenc", {"max-turn-duration"}},
       {"minicpmollm",
        {"temperature", "top-p", "top-k", "repetition-penalty", "seed", "max-new-tokens",
-        "context-length", "system-prompt", "compatibility", "timestamp-mode", "max-message-bytes"}},
+        "context-length", "system-prompt", "voice", "compatibility", "timestamp-mode",
+        "max-message-bytes"}},
       {"minicpmotts", {"speaker", "temperature", "seed", "max-codes", "compatibility"}},
       {"minicpmovocoder", {"compatibility"}},
       {"minicpmobin",
        {"temperature", "top-p", "top-k", "repetition-penalty", "seed", "max-new-tokens",
-        "context-length", "system-prompt", "compatibility", "timestamp-mode", "speaker",
+        "context-length", "system-prompt", "voice", "compatibility", "timestamp-mode", "speaker",
         "speech-temperature", "max-codes"}}};
   for (auto [element, names] : expected) {
     names.insert(common.begin(), common.end());

@@ -510,6 +510,7 @@ TEST(MiniCpmoLlm, PropertiesReachTheModel) {
 TEST(MiniCpmoLlm, StatsCount) {
   FakeBackend backend;
   backend.settings().step_delay = std::chrono::milliseconds(2);
+  backend.settings().gpu_time = std::chrono::milliseconds(3);
   LlmHarness h;
   h.set_caps(kEmbeddingCaps);
   h.push(embedding_chunk(25, 0));
@@ -517,6 +518,9 @@ TEST(MiniCpmoLlm, StatsCount) {
   h.push_eos();
   ASSERT_TRUE(h.log().wait_for("eos"));
   const StructurePtr stats = h.stats();
+  EXPECT_EQ(h.stat(stats, "gpu-prefill-time"), 2 * 3 * GST_MSECOND);
+  // The start of the answer and three bursts as well.
+  EXPECT_EQ(h.stat(stats, "gpu-time"), 6 * 3 * GST_MSECOND);
   EXPECT_EQ(h.stat(stats, "turns"), 1u);
   EXPECT_EQ(h.stat(stats, "rows"), 30u);
   EXPECT_EQ(h.stat(stats, "tokens"), 3u);

@@ -31,6 +31,19 @@ TEST(MiniCpmoLlmVoice, IsEncodedOnceBeforeTheFirstTurn) {
   EXPECT_EQ(voice->dims()[1], backend.settings().info.hidden_size);
 }
 
+TEST(MiniCpmoLlmVoice, IsCutToWhatTheEncoderTakes) {
+  FakeBackend backend;
+  backend.settings().info.max_chunk_samples = 16000;
+  LlmHarness h(with_voice(kVoice));
+  h.set_caps(kEmbeddingCaps);
+  h.push(embedding_chunk(25, 0));
+  h.push_eos();
+  ASSERT_TRUE(h.log().wait_for("eos"));
+  EXPECT_EQ(backend.log().count("audio.step 16000"), 1);
+  ASSERT_NE(backend.language_model_options().voice, nullptr);
+  EXPECT_EQ(backend.language_model_options().voice->rows(), 25);
+}
+
 TEST(MiniCpmoLlmVoice, IsKeptWhenOtherPropertiesChange) {
   FakeBackend backend;
   LlmHarness h(with_voice(kVoice));

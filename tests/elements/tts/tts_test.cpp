@@ -413,6 +413,7 @@ TEST(MiniCpmoTts, AFailureAtTheEndIsOneErrorAndEosGetsThrough) {
 
 TEST(MiniCpmoTts, StatsCount) {
   FakeBackend backend;
+  backend.settings().gpu_time = std::chrono::nanoseconds(3);
   TtsHarness h;
   h.set_caps(kTextCaps);
   h.say_hello();
@@ -422,8 +423,11 @@ TEST(MiniCpmoTts, StatsCount) {
   GstStructure* fields = nullptr;
   g_object_get(h.element(), "stats", &fields, nullptr);
   const StructurePtr stats(fields);
-  for (const auto& [name, expected] :
-       {std::pair{"answers", 1u}, {"bursts", 2u}, {"chunks", 2u}, {"codes", 42u}}) {
+  for (const auto& [name, expected] : {std::pair{"answers", 1u},
+                                       {"bursts", 2u},
+                                       {"chunks", 2u},
+                                       {"codes", 42u},
+                                       {"gpu-time", 6u}}) {
     guint64 value = 0;
     EXPECT_TRUE(gst_structure_get_uint64(fields, name, &value));
     EXPECT_EQ(value, expected) << name;

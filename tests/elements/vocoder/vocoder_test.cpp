@@ -327,15 +327,18 @@ TEST_F(VocoderTest, CompatibilityDefaultsToNone) {
 }
 
 TEST_F(VocoderTest, StatsCount) {
+  backend_.settings().gpu_time = std::chrono::nanoseconds(3);
   start();
   h_->push(chunk(25, 0));
   h_->push_event(answer_end());
   GstStructure* stats = nullptr;
   g_object_get(h_->element(), "stats", &stats, nullptr);
   StructurePtr owned(stats);
-  guint64 rows = 0, samples = 0, answers = 0;
+  guint64 rows = 0, samples = 0, answers = 0, gpu = 0;
   EXPECT_TRUE(gst_structure_get(stats, "rows", G_TYPE_UINT64, &rows, "samples", G_TYPE_UINT64,
-                                &samples, "answers", G_TYPE_UINT64, &answers, nullptr));
+                                &samples, "answers", G_TYPE_UINT64, &answers, "gpu-time",
+                                G_TYPE_UINT64, &gpu, nullptr));
+  EXPECT_EQ(gpu, 3u);
   EXPECT_EQ(rows, 25u);
   EXPECT_EQ(samples, 12800u);
   EXPECT_EQ(answers, 1u);

@@ -58,6 +58,7 @@ TEST(OpenEngine, DescribesTheSmallCheckpoint) {
   EXPECT_EQ(info.hidden_size, 256);
   EXPECT_EQ(info.chunk_samples, 16000);
   EXPECT_EQ(info.min_chunk_samples, 321);
+  EXPECT_EQ(info.max_chunk_samples, 480000);
   EXPECT_EQ(info.chunk_rows, 25);
 }
 
@@ -191,6 +192,23 @@ TEST(LoadStage, SessionsComeOnlyAfterLoading) {
   EXPECT_TRUE(engine->new_language_model({}).ok());
   EXPECT_TRUE(engine->new_speech_model().ok());
   EXPECT_TRUE(engine->new_vocoder({}).ok());
+}
+
+TEST(LoadStage, OnACpuThereIsNoGpuTime) {
+  const auto engine = open_small();
+  CancelFlag cancel;
+  for (const Stage stage : kStages) ASSERT_TRUE(engine->load(stage, nullptr, cancel).ok());
+  const auto encoder = *engine->new_audio_encoder();
+  const auto language = *engine->new_language_model({});
+  ASSERT_TRUE(encoder->step(std::vector<float>(16000, 0.01f), cancel).ok());
+  ASSERT_TRUE(language->prefill_text("Hello", cancel).ok());
+  ASSERT_TRUE(language->start_answer(cancel).ok());
+  ASSERT_TRUE(language->next_burst(cancel).ok());
+  EXPECT_EQ(encoder->gpu_nanoseconds(), 0);
+  EXPECT_EQ(language->gpu_nanoseconds(), 0);
+  EXPECT_EQ(language->gpu_prefill_nanoseconds(), 0);
+  EXPECT_EQ((*engine->new_speech_model())->gpu_nanoseconds(), 0);
+  EXPECT_EQ((*engine->new_vocoder({}))->gpu_nanoseconds(), 0);
 }
 
 TEST(LoadStage, LoadsInBfloat16) {
