@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(kEncoderThreads) add_norm_kernel(const Encoder
 // Mapping: grid (splits, heads * query tiles). A block takes 64 queries, 16 to a warp, and one
 // share of the keys, in tiles of 64 that it brings to shared memory one ahead. Online softmax
 // (Milakov, Gimelshein 2018) with the scores' fragment as the second product's operand
-// (FlashAttention-2, Dao 2023). How many splits take part follows from the number of keys; the one
-// that arrives last adds them up, in a fixed order.
+// (FlashAttention-2, Dao 2023). How many splits take part follows from the number of keys; the next
+// kernel adds them up.
 struct EncoderAttentionArgs {
   const EncoderChunk* chunk;
   const float* qkv;         // (rows, 3 hidden), without the bias
@@ -187,13 +187,12 @@ struct EncoderAttentionArgs {
   uint16_t *keys, *values;  // (heads, max_positions, 64)
   uint16_t* output;         // (rows, hidden)
   float* partial;           // (heads * query tiles, splits, 64, 64 + 2): values, maximum, sum
-  uint32_t* arrived;        // (heads * query tiles), zero between launches
   int rows, heads, max_positions;
 };
 
 struct EncoderAttention {
   static constexpr int kHeadDim = 64, kQueries = 64, kKeys = 64, kWarps = 4, kThreads = 32 * kWarps;
-  static constexpr int kSplits = 8;
+  static constexpr int kSplits = 8, kTilesUnsplit = 6;
   static constexpr int kStride = kHeadDim + 8;  // rows of a matrix in different banks
   static constexpr int kPartial = kHeadDim + 2;
 
@@ -201,21 +200,13 @@ struct EncoderAttention {
   struct Shared {
     alignas(16) Tile q, keys[2], values[2];
   };
-  struct Merge {
-    float best[kSplits][kQueries], sum[kSplits][kQueries];
-    bool last;
-  };
-  union Room {  // one after the other
-    Shared tiles;
-    Merge merge;
-  };
-
   // Who reads which tiles of keys.
   struct Share {
     int each, active;
     __device__ explicit Share(int total) {
       const int tiles = (total + kKeys - 1) / kKeys;
-      each = (tiles + kSplits - 1) / kSplits;
+      // A few tiles one after another take less time than splits and adding them up.
+      each = tiles <= kTilesUnsplit ? tiles : (tiles + kSplits - 1) / kSplits;
       active = (tiles + each - 1) / each;
     }
   };
@@ -417,68 +408,62 @@ struct EncoderAttention {
       }
     }
   }
-
-  __device__ bool arrived_last(int active, Merge& merge) const {
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      merge.last = atomicAdd(args.arrived + blockIdx.y, 1u) == static_cast<uint32_t>(active - 1);
-      if (merge.last) args.arrived[blockIdx.y] = 0;
-      __threadfence();
-    }
-    __syncthreads();
-    return merge.last;
-  }
-
-  __device__ void merge_splits(int active, Merge& merge) const {
-    const float scale = 1.44269504F * rsqrtf(static_cast<float>(kHeadDim));
-    const int queries = min(kQueries, args.rows - first_query);
-    for (int i = threadIdx.x; i < active * kQueries; i += kThreads) {
-      const float* const from = part(i / kQueries, i % kQueries) + kHeadDim;
-      merge.best[i / kQueries][i % kQueries] = __ldcg(from);
-      merge.sum[i / kQueries][i % kQueries] = __ldcg(from + 1);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < queries * kHeadDim / 2; i += kThreads) {
-      const int query = i / (kHeadDim / 2), d = i % (kHeadDim / 2) * 2;
-      float top = -INFINITY;
-      for (int split = 0; split < active; ++split) top = fmaxf(top, merge.best[split][query]);
-      float total_sum = 0, a = 0, b = 0;
-#pragma unroll
-      for (int split = 0; split < kSplits; ++split) {
-        if (split >= active) break;
-        const uint2 v = __ldcg(reinterpret_cast<const uint2*>(part(split, query) + d));
-        const float keep = exp2f((merge.best[split][query] - top) * scale);
-        total_sum = fmaf(merge.sum[split][query], keep, total_sum);
-        a = fmaf(__uint_as_float(v.x), keep, a);
-        b = fmaf(__uint_as_float(v.y), keep, b);
-      }
-      uint16_t* const to =
-          args.output + static_cast<int64_t>(first_query + query) * hidden() + head * kHeadDim + d;
-      *reinterpret_cast<uint32_t*>(to) = pack(a / total_sum, b / total_sum);
-    }
-  }
 };
 
 static __global__ void __launch_bounds__(EncoderAttention::kThreads)
     encoder_attention_kernel(const EncoderAttentionArgs args) {
   using A = EncoderAttention;
-  __shared__ A::Room room;
+  __shared__ A::Shared tiles_of_keys;
   A attention(args);
   const A::Share share(attention.total);
   const int split = blockIdx.x, begin = split * share.each;
   if (split >= share.active) return;
   const int tiles = (attention.total + A::kKeys - 1) / A::kKeys;
-  attention.scan(begin, min(tiles, begin + share.each), room.tiles);
+  attention.scan(begin, min(tiles, begin + share.each), tiles_of_keys);
   if (share.active == 1) {
     attention.store_output();
     return;
   }
   attention.store_partial();
-  __syncthreads();  // before the tiles' place is used again
-  if (attention.arrived_last(share.active, room.merge)) {
-    attention.merge_splits(share.active, room.merge);
+}
+
+// Adds up the splits. Two values of a query to a thread; grid (query values / threads, heads *
+// query tiles).
+static __global__ void __launch_bounds__(kEncoderThreads)
+    encoder_merge_kernel(const EncoderAttentionArgs args) {
+  using A = EncoderAttention;
+  const A attention(args);
+  const A::Share share(attention.total);
+  if (share.active == 1) return;
+  const int i = static_cast<int>(blockIdx.x) * kEncoderThreads + static_cast<int>(threadIdx.x);
+  const int query = i / (A::kHeadDim / 2), d = i % (A::kHeadDim / 2) * 2;
+  const int row = attention.first_query + query;
+  if (query >= A::kQueries || row >= args.rows) return;
+  // All loads before the first use.
+  float best[A::kSplits], sum[A::kSplits];
+  uint2 values[A::kSplits];
+#pragma unroll
+  for (int split = 0; split < A::kSplits; ++split) {
+    const float* const from = attention.part(min(split, share.active - 1), query);
+    best[split] = split < share.active ? __ldcg(from + A::kHeadDim) : -INFINITY;
+    sum[split] = __ldcg(from + A::kHeadDim + 1);
+    values[split] = __ldcg(reinterpret_cast<const uint2*>(from + d));
   }
+  const float scale = 1.44269504F * rsqrtf(static_cast<float>(A::kHeadDim));
+  float top = best[0];
+#pragma unroll
+  for (int split = 1; split < A::kSplits; ++split) top = fmaxf(top, best[split]);
+  float total = 0, first = 0, second = 0;
+#pragma unroll
+  for (int split = 0; split < A::kSplits; ++split) {
+    const float keep = exp2f((best[split] - top) * scale);
+    total = fmaf(sum[split], keep, total);
+    first = fmaf(__uint_as_float(values[split].x), keep, first);
+    second = fmaf(__uint_as_float(values[split].y), keep, second);
+  }
+  uint16_t* const to = args.output + static_cast<int64_t>(row) * args.heads * A::kHeadDim +
+                       attention.head * A::kHeadDim + d;
+  *reinterpret_cast<uint32_t*>(to) = pack(first / total, second / total);
 }
 
 }  // namespace minicpmo::cuda

@@ -101,7 +101,6 @@ class Runner final : public EncoderRunner {
     const size_t partial =
         arena.add<float>(tiles * EncoderAttention::kSplits * EncoderAttention::kQueries *
                          EncoderAttention::kPartial);
-    const size_t arrived = arena.add<uint32_t>(tiles);
     RETURN_IF_CUDA_ERROR(memory_.allocate(arena.bytes()));
     RETURN_IF_CUDA_ERROR(pinned_.allocate(uploaded));
     chunk_ = memory_.as<EncoderChunk>(chunk);
@@ -113,7 +112,6 @@ class Runner final : public EncoderRunner {
     h_ = memory_.as<uint16_t>(h);
     wide_ = memory_.as<uint16_t>(wide);
     partial_ = memory_.as<float>(partial);
-    arrived_ = memory_.as<uint32_t>(arrived);
     RETURN_IF_CUDA_ERROR(cudaMemsetAsync(memory_.as<void>(), 0, arena.bytes(), stream_));
     RETURN_IF_CUDA_ERROR(uploaded_.create());
     return blas_.init(stream_);
@@ -169,12 +167,14 @@ class Runner final : public EncoderRunner {
   }
 
   cudaError_t attention(const EncoderLayerWeights& layer) const {
-    const EncoderAttentionArgs args = {chunk_,       y_,          layer.qkv_bias,     layer.keys,
-                                       layer.values, h_,          partial_,           arrived_,
-                                       rows_,        spec_.heads, spec_.max_positions};
-    return launch(encoder_attention_kernel,
-                  dim3(EncoderAttention::kSplits, static_cast<unsigned>(blocks(spec_.heads))),
-                  EncoderAttention::kThreads, 0, stream_, false, args);
+    const EncoderAttentionArgs args = {
+        chunk_, y_,       layer.qkv_bias, layer.keys,  layer.values,
+        h_,     partial_, rows_,          spec_.heads, spec_.max_positions};
+    const auto tiles = static_cast<unsigned>(blocks(spec_.heads));
+    RETURN_IF_CUDA_ERROR(launch(encoder_attention_kernel, dim3(EncoderAttention::kSplits, tiles),
+                                EncoderAttention::kThreads, 0, stream_, false, args));
+    constexpr int kPairs = EncoderAttention::kQueries * EncoderAttention::kHeadDim / 2;
+    return run(encoder_merge_kernel, dim3(kPairs / kEncoderThreads, tiles), args);
   }
 
   // Mel to x_, and its first norm to h_.
@@ -243,7 +243,6 @@ class Runner final : public EncoderRunner {
   uint16_t* h_ = nullptr;                               // (rows, hidden), input of a product
   uint16_t* wide_ = nullptr;                            // the same, more columns
   float* partial_ = nullptr;
-  uint32_t* arrived_ = nullptr;
 };
 
 // Loads of 16 bytes, and what cuBLAS's tensor-core products take.

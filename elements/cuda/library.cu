@@ -9,11 +9,13 @@
 extern "C" __attribute__((visibility("default"))) const minicpmo::cuda::Library*
 minicpmo_cuda_library() {
   using minicpmo::cuda::Library;
-  static constexpr Library library = {Library::kVersion,
-                                      minicpmo::cuda::capture_mutex,
-                                      minicpmo::cuda::new_language_runner,
-                                      minicpmo::cuda::new_speech_runner,
-                                      minicpmo::cuda::new_encoder_runner,
-                                      minicpmo::cuda::new_vocoder_runner};
+  static constexpr Library library = {
+      Library::kVersion,
+      minicpmo::cuda::new_language_runner,
+      minicpmo::cuda::new_speech_runner,
+      minicpmo::cuda::new_encoder_runner,
+      minicpmo::cuda::new_vocoder_runner,
+      minicpmo::cuda::capture_mutex,
+  };
   return &library;
 }

@@ -44,15 +44,15 @@ struct RunnerOptions {
 struct Library {
   static constexpr uint32_t kVersion = 1;
   uint32_t version;
-  // Held while a graph is captured. What waits for the whole device, as freeing its memory does,
-  // invalidates every capture under way: hold this for it.
-  std::mutex& (*capture_mutex)();
   // Each fails with kSettings if the kernels cannot run these shapes (the caller then stays with
   // ATen), kNoSpace if memory is short.
   Result<std::unique_ptr<LanguageRunner>> (*new_language_runner)(const LanguageRunnerSpec&);
   Result<std::unique_ptr<SpeechRunner>> (*new_speech_runner)(const SpeechRunnerSpec&);
   Result<std::unique_ptr<EncoderRunner>> (*new_encoder_runner)(const EncoderRunnerSpec&);
   Result<std::unique_ptr<VocoderRunner>> (*new_vocoder_runner)(const VocoderRunnerSpec&);
+  // Held while a graph is captured. What waits for the whole device, as freeing its memory does,
+  // invalidates every capture under way: hold this for it.
+  std::mutex& (*capture_mutex)() = nullptr;
 };
 
 constexpr const char* kLibrarySymbol = "minicpmo_cuda_library";
