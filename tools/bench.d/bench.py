@@ -122,8 +122,13 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[dict]], list[st
     chosen = programs(options)
     turns: dict[str, list[dict]] = {name: [] for name in chosen}
     failures = []
+    others = options.other_processes or options.processes
+    # Fewer runs of the others lie evenly between those of the elements.
+    due = {int((i + 0.5) * options.processes / others) for i in range(others)}
     for process in range(options.processes):
         for name, run in chosen.items():
+            if name != "elements" and process not in due:
+                continue
             try:
                 found = run()
             except (Failed, ValueError, KeyError) as e:
@@ -140,6 +145,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", metavar="COMMAND", help="a program to compare with, as above")
     parser.add_argument("--reference", action="store_true", help="compare with tools/tiny/reference (spoken, small checkpoint)")
     parser.add_argument("--processes", type=int, default=5, help="of each program (default 5); each asks everything once")
+    parser.add_argument("--other-processes", type=int, help="of each other program (default: as many)")
     parser.add_argument("--spoken", action="store_true", help="ask aloud")
     parser.add_argument("--separate", action="store_true", help="each typed question in a conversation of its own (elements)")
     for name in ("model", "device", "precision", "max-codes", "max-new-tokens"):
@@ -151,6 +157,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("questions", nargs="*", help="16 kHz WAV files; the first one is the warm-up (default: of tools/tiny)")
     options = parser.parse_args()
     options.questions = options.questions or [str(ROOT / "tools/tiny/samples" / q) for q in SPOKEN]
+    if options.other_processes is not None and not 1 <= options.other_processes <= options.processes:
+        parser.error("--other-processes goes from 1 to --processes")
     if options.reference and not options.spoken:
         parser.error("--reference needs --spoken")
     if options.baseline and options.separate:
