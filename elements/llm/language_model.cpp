@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cuda/language_runner.h"
+#include "engine/speech_gate.h"
 #include "engine/stage_scope.h"
 #include "engine/torch_tensor.h"
 
@@ -340,8 +341,12 @@ Result<Burst> LanguageSession::next_burst(const CancelFlag& cancel) {
   return run_stage(kWhat, stream_, [&]() -> Result<Burst> {
     if (!answer_ || !conversation_.answering())
       return Error{ErrorCode::kFailed, "language model: no answer is under way", kWhat};
+    const at::Device device = weights_->device.device;
+    SpeechGate* const gate = device.is_cuda() ? &SpeechGate::of_device(device.index()) : nullptr;
+    if (gate != nullptr && !answer_->speaker.defined()) gate->wait(speech_asked_);
     // Until the burst is whole nothing of it counts: a cancelled or failed call can be made again.
     ASSIGN_OR_RETURN(Draft draft, draft_burst(cancel));
+    if (gate != nullptr) speech_asked_ = gate->asked();
     Burst burst = conversation_.accept_burst(std::move(draft.ids), draft.finish);
     decoder_->cache().set_length(conversation_.length());
     if (answer_->speaker.defined()) burst.speaker = wrap_tensor(answer_->speaker.to(at::kCPU));

@@ -124,6 +124,7 @@ class LanguageSession final : public LanguageModel {
   std::vector<Piece> queue_;  // read together with what comes next
   int64_t queued_rows_ = 0;
   std::optional<Answer> answer_;
+  int64_t speech_asked_ = 0;  // SpeechGate::asked() when the last burst was handed out
   uint64_t answers_ = 0;
   int64_t sessions_ = 0;
   TokenHook hook_;

@@ -112,6 +112,7 @@ SpeechSession::SpeechSession(std::shared_ptr<const SpeechModelWeights> weights)
 Result<void> SpeechSession::start(const Tensor& speaker, const SpeechModelOptions& options) {
   active_ = false;
   failed_.reset();
+  first_sound_.reset();
   return run_stage("speech model", stream_, [&]() -> Result<void> {
     if (options.max_codes < 1 || !std::isfinite(options.temperature)) {
       return Error{ErrorCode::kSettings,
@@ -139,6 +140,8 @@ Result<void> SpeechSession::start(const Tensor& speaker, const SpeechModelOption
     may_run_ahead_ = false;
     codes_ahead_ = 0;
     active_ = true;
+    const at::Device device = weights_->device.device;
+    if (device.is_cuda()) first_sound_.emplace(SpeechGate::of_device(device.index()));
     return {};
   });
 }
@@ -173,6 +176,7 @@ void SpeechSession::reset() {
   answers_ = 0;
   codes_.clear();
   ahead_.reset();
+  first_sound_.reset();
 }
 
 Result<std::optional<CodeChunk>> SpeechSession::step(const CancelFlag& cancel) {
@@ -182,6 +186,7 @@ Result<std::optional<CodeChunk>> SpeechSession::step(const CancelFlag& cancel) {
     if (cancel.is_set()) return Error{ErrorCode::kCancelled, "speaking was stopped"};
     if (const auto call = text_.next()) return speak(*call, cancel);
     if (!text_.done()) {
+      if (first_sound_) first_sound_->needs_text();
       RETURN_IF_ERROR(run_ahead(cancel));
       return std::optional<CodeChunk>();
     }
@@ -189,6 +194,7 @@ Result<std::optional<CodeChunk>> SpeechSession::step(const CancelFlag& cancel) {
     return std::optional(CodeChunk{code_tensor({}), false, true});
   });
   if (!result.ok()) failed_ = result.error();
+  if (!result.ok() || result->has_value()) first_sound_.reset();
   return result;
 }
 
@@ -314,6 +320,8 @@ void SpeechSession::check_ahead(const SpeechCall& call) {
 
 Result<std::optional<CodeChunk>> SpeechSession::speak(const SpeechCall& call,
                                                       const CancelFlag& cancel) {
+  std::optional<SpeechGate::FirstSound::Making> making;
+  if (first_sound_) making.emplace(*first_sound_);
   check_ahead(call);
   const Ahead made = std::exchange(ahead_, std::nullopt).value_or(Ahead{});
   const GpuTimer::Call timed(timer_);

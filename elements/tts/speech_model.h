@@ -14,6 +14,7 @@
 #include "common/stage.h"
 #include "engine/gpu_timer.h"
 #include "engine/sampling.h"
+#include "engine/speech_gate.h"
 #include "tts/speech_decoder.h"
 #include "tts/speech_text.h"
 
@@ -107,6 +108,7 @@ class SpeechSession final : public SpeechModel {
   bool may_run_ahead_ = false;  // the segment goes on
   int64_t codes_ahead_ = 0;
   CodeHook hook_;
+  std::optional<SpeechGate::FirstSound> first_sound_;  // on a GPU, until the first codes are made
 };
 
 std::unique_ptr<SpeechModel> new_speech_model(std::shared_ptr<const SpeechModelWeights> weights);
