@@ -193,6 +193,8 @@ TEST_F(Ask, PartsOfTheTimeToFirstSoundAddUp) {
                 turn["ttfb_ms"].get<double>() / 1000 / turn["audio_seconds"].get<double>(), 1e-6);
     EXPECT_LE(turn["audio_seconds"].get<double>(), 30 * 512 / 24000.0);
     EXPECT_GT(turn["chunks"].get<int>(), 0);
+    EXPECT_GT(turn["context"].get<int>(), 0);
+    EXPECT_FALSE(turn.contains("gpu_ms"));  // on a CPU
   }
 }
 

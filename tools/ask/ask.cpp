@@ -202,13 +202,19 @@ class Conversation {
     return true;
   }
 
-  guint64 refused_questions() const {
+  // The language model's statistics.
+  template <class Read>
+  void look_at_stats(Read&& read) const {
     Ref<GstElement> llm(gst_bin_get_by_name(GST_BIN(pipeline_.get()), "llm"));
     GstStructure* stats = nullptr;
     g_object_get(llm.get(), "stats", &stats, nullptr);
-    guint64 refused = 0;
-    gst_structure_get_uint64(stats, "refused", &refused);
+    read(stats);
     gst_structure_free(stats);
+  }
+
+  guint64 refused_questions() const {
+    guint64 refused = 0;
+    look_at_stats([&](GstStructure* s) { gst_structure_get_uint64(s, "refused", &refused); });
     return refused;
   }
 
@@ -249,6 +255,9 @@ class Conversation {
     nlohmann::json turn = minicpmo::measure(clock_.take_turn());
     turn["question"] = question;
     turn["load_ms"] = load_ms_;
+    gint64 context = 0;
+    look_at_stats([&](GstStructure* s) { gst_structure_get_int64(s, "context-used", &context); });
+    turn["context"] = context;
     const int64_t gpu = minicpmo::gpu_memory_used(0);
     if (gpu >= 0) turn["gpu_memory_mib"] = gpu >> 20;
     rusage usage{};

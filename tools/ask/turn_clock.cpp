@@ -42,6 +42,35 @@ nlohmann::json parts(const Turn& turn) {
           {"vocoder", milliseconds(turn.codes, turn.chunks[0].ready)}};
 }
 
+nlohmann::json gpu_ms(const GpuTimes& from, const GpuTimes& to) {
+  constexpr std::array<const char*, 5> kNames{"encode", "prefill", "decode", "speech", "vocoder"};
+  nlohmann::json times;
+  for (size_t i = 0; i < kNames.size(); ++i)
+    times[kNames[i]] = static_cast<double>(to[i] - from[i]) / 1e6;
+  return times;
+}
+
+struct GpuTime {
+  guint64 all = 0, prefill = 0;
+};
+
+GpuTime gpu_time(GstElement* element) {
+  GpuTime time;
+  if (element == nullptr) return time;
+  GstStructure* stats = nullptr;
+  g_object_get(element, "stats", &stats, nullptr);
+  gst_structure_get_uint64(stats, "gpu-time", &time.all);
+  gst_structure_get_uint64(stats, "gpu-prefill-time", &time.prefill);
+  gst_structure_free(stats);
+  return time;
+}
+
+GstElement* find(GstElement* pipeline, const char* name) {
+  GstElement* element = gst_bin_get_by_name(GST_BIN(pipeline), name);
+  if (element != nullptr) gst_object_unref(element);
+  return element;
+}
+
 // The longest wait for a chunk after the first, in its own durations: above 1, sound that is played
 // as it comes may stop.
 double worst_chunk(const std::vector<Chunk>& chunks) {
@@ -87,12 +116,18 @@ nlohmann::json measure(const Turn& turn) {
     r["parts_ms"] = parts(turn);
     r["token_ms"] = token_ms(turn);
   }
+  if (turn.gpu_answered != turn.gpu_asked) {
+    r["gpu_ms"] = gpu_ms(turn.gpu_asked, turn.gpu_sound);
+    r["gpu_turn_ms"] = gpu_ms(turn.gpu_asked, turn.gpu_answered);
+  }
   return r;
 }
 
 void TurnClock::begin_turn() {
+  const GpuTimes gpu = gpu_times();
   std::lock_guard lock(mutex_);
   turn_ = {};
+  turn_.gpu_asked = gpu;
   ended_ = false;
   turn_.question_end = g_get_monotonic_time();
 }
@@ -103,7 +138,9 @@ bool TurnClock::turn_ended() const {
 }
 
 Turn TurnClock::take_turn() {
+  const GpuTimes gpu = gpu_times();
   std::lock_guard lock(mutex_);
+  turn_.gpu_answered = gpu;
   return std::exchange(turn_, {});
 }
 
@@ -129,6 +166,10 @@ void TurnClock::watch(GstElement* pipeline) {
       static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM);
   const auto packets =
       static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_BUFFER_LIST);
+  encoder_ = find(pipeline, "first");
+  llm_ = find(pipeline, "llm");
+  tts_ = find(pipeline, "tts");
+  vocoder_ = find(pipeline, "vocoder");
   add_probe(pipeline, "first", "sink", both, &TurnClock::note_question);
   add_probe(pipeline, "first", "src", GST_PAD_PROBE_TYPE_BUFFER, &TurnClock::note_embeddings);
   add_probe(pipeline, "llm", "src", both, &TurnClock::note_words);
@@ -138,11 +179,20 @@ void TurnClock::watch(GstElement* pipeline) {
   add_probe(pipeline, "rtp", "src", packets, &TurnClock::note_packet);
 }
 
+// Of calls that have returned.
+GpuTimes TurnClock::gpu_times() const {
+  const GpuTime llm = gpu_time(llm_);
+  return {gpu_time(encoder_).all, llm.prefill, llm.all - llm.prefill, gpu_time(tts_).all,
+          gpu_time(vocoder_).all};
+}
+
 void TurnClock::note_question(GstPadProbeInfo* info) {
-  GstEvent* event = GST_PAD_PROBE_INFO_EVENT(info);
   const bool buffer = (GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) != 0;
+  if (!buffer && GST_EVENT_TYPE(GST_PAD_PROBE_INFO_EVENT(info)) != GST_EVENT_EOS) return;
+  const GpuTimes gpu = buffer ? GpuTimes{} : gpu_times();
   std::lock_guard lock(mutex_);
-  if (buffer || GST_EVENT_TYPE(event) == GST_EVENT_EOS) turn_.question_end = g_get_monotonic_time();
+  if (!buffer) turn_.gpu_asked = gpu;
+  turn_.question_end = g_get_monotonic_time();
 }
 
 void TurnClock::note_embeddings(GstPadProbeInfo*) {
@@ -193,8 +243,17 @@ void TurnClock::note_sound(GstPadProbeInfo* info) {
   if (!gst_buffer_map(GST_PAD_PROBE_INFO_BUFFER(info), &map, GST_MAP_READ)) return;
   const gsize samples = map.size / sizeof(float);
   gst_buffer_unmap(GST_PAD_PROBE_INFO_BUFFER(info), &map);
+  if (samples == 0) return;
+  bool first = false;
+  {
+    std::lock_guard lock(mutex_);
+    first = turn_.chunks.empty();
+    turn_.chunks.push_back({g_get_monotonic_time(), samples});
+  }
+  if (!first) return;
+  const GpuTimes gpu = gpu_times();
   std::lock_guard lock(mutex_);
-  if (samples > 0) turn_.chunks.push_back({g_get_monotonic_time(), samples});
+  turn_.gpu_sound = gpu;
 }
 
 // A late packet of the answer before comes ahead of this one's sound.

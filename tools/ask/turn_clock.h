@@ -5,6 +5,7 @@
 
 #include <gst/gst.h>
 
+#include <array>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -20,6 +21,10 @@ struct Chunk {
   gsize samples;
 };
 
+// What went into each part of a turn on a GPU since the elements were made, in nanoseconds: encode,
+// prefill, decode, speech, vocoder. 0 on a CPU.
+using GpuTimes = std::array<guint64, 5>;
+
 struct Turn {
   Moment question_end = 0;
   Moment encoded = 0;          // last embeddings, for a spoken question
@@ -29,6 +34,9 @@ struct Turn {
   Moment codes = 0;            // first codes
   Moment packet = 0;           // first RTP packet
   std::vector<Chunk> chunks;   // sound
+  GpuTimes gpu_asked{};        // at the end of the question
+  GpuTimes gpu_sound{};        // at the first sound
+  GpuTimes gpu_answered{};     // at the end of the turn
   std::string text;
 };
 
@@ -49,6 +57,7 @@ class TurnClock {
   void begin_turn();
   // Whether the turn's last sound has left the vocoder.
   bool turn_ended() const;
+  // Afterwards.
   Turn take_turn();
 
  private:
@@ -61,6 +70,7 @@ class TurnClock {
   void add_probe(GstElement* pipeline, const char* element, const char* pad, GstPadProbeType type,
                  Note note);
 
+  GpuTimes gpu_times() const;
   void note_question(GstPadProbeInfo* info);
   void note_embeddings(GstPadProbeInfo* info);
   void note_words(GstPadProbeInfo* info);
@@ -70,7 +80,9 @@ class TurnClock {
   void note_packet(GstPadProbeInfo* info);
 
   const bool print_words_;
-  mutable std::mutex mutex_;  // guards what follows
+  GstElement *encoder_ = nullptr, *llm_ = nullptr, *tts_ = nullptr,
+             *vocoder_ = nullptr;  // not ours
+  mutable std::mutex mutex_;       // guards what follows
   Turn turn_;
   bool ended_ = false;
 };

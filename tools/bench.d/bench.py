@@ -14,7 +14,19 @@ spoken ones are WAV files at the pace of speech. The typed ones are one conversa
     parts_ms        where ttfb_ms went: encode (the rest of the question), prefill, decode (until the text lets speech begin),
                     speech (the first codes), vocoder (the first samples). They add up to it. What of the first burst is
                     prefill is estimated from token_ms.
-Lower is better for all of them.
+    gpu_ms          what each part took on the GPU between the end of the question and the first samples, by CUDA events
+                    around each call of a stage: launches and their gaps included, and what ran beside it. The stages overlap,
+                    and the language model goes on after the text that lets speech begin: they do not add up.
+    gpu_turn_ms     the same until the end of the turn (in the turns only)
+    context         positions of the language model's context at the end of the answer
+Lower is better for all of them but the last.
+
+On a GPU, if this Python has torch, the memory's bandwidth is measured first (bandwidth.py), in bytes per second:
+
+    bandwidth.copy, .read   of a copy (read and written) and of a sum;  .attainable   the larger of them
+    bandwidth.token_bytes   what one token reads: all weights llm.* but the embedding table, keys and values of the context
+    bandwidth.token_ms      median of the elements' turns;  .achieved   token_bytes in this time;  .percent   of attainable
+    bandwidth.missing       or why all this is not there
 
 The elements say all this with `minicpmo-ask --json`; --baseline names a program that takes --model, --device, --precision,
 --max-codes, --text (several times) and WAV files, and prints an array of such objects (tools/baseline/baseline.py), those of
@@ -33,6 +45,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import figures  # noqa: E402
+import traffic  # noqa: E402
 
 TYPED = ["Hi, how are you?", "I'm fine, thank you!", "What's your name?", "My name is John Doe", "What's your favorite color?",
          "My favorite color is blue", "What's your favorite food?"]
@@ -139,6 +152,35 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[dict]], list[st
     return turns, failures
 
 
+def measured_bandwidth(options: argparse.Namespace) -> dict:
+    device = options.device if (options.device or "").startswith("cuda") else "cuda:0"
+    try:
+        return json.loads(output([sys.executable, ROOT / "tools/bench.d/bandwidth.py", device], options))
+    except Failed as e:
+        return dict(missing=str(e).strip().split("\n")[-1])
+
+
+def bandwidth(found: dict, options: argparse.Namespace, turns: list[dict]) -> dict:
+    """What was measured, and how much of it the language model reaches."""
+    token_ms, context = figures.summary(turns, "token_ms"), figures.summary(turns, "context")
+    if "missing" in found or not token_ms or not context:
+        return found
+    model = pathlib.Path(options.model) if options.model else ROOT / "tools/tiny/model"
+    size = traffic.token_bytes(model, options.precision or "auto", context["median"])
+    attainable = max(found["copy"], found["read"])
+    achieved = size / token_ms["median"] * 1000
+    return found | dict(attainable=attainable, token_bytes=size, token_ms=token_ms["median"], achieved=achieved,
+                        percent=100 * achieved / attainable)
+
+
+def bandwidth_line(found: dict) -> str:
+    if "percent" not in found:
+        return f"bandwidth: {found.get('missing', 'no token was timed')}"
+    return (f"bandwidth: copy {found['copy'] / 1e12:.3f}, read {found['read'] / 1e12:.3f} TB/s; a token reads "
+            f"{found['token_bytes'] / 1e9:.3f} GB in {found['token_ms']:.3f} ms: {found['achieved'] / 1e12:.3f} TB/s, "
+            f"{found['percent']:.1f} % of attainable")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ask", required=True, metavar="COMMAND", help="minicpmo-ask, and what must stand before it")
@@ -168,14 +210,19 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    here = machine()
+    gpu = here["gpu"] and options.device != "cpu"
+    measured = measured_bandwidth(options) if gpu else dict(missing="not on a GPU")
     turns, failures = measure(options)
-    report = dict(machine=machine(), command=sys.argv[1:], failures=failures, turns=turns,
+    report = dict(machine=here, bandwidth=bandwidth(measured, options, turns["elements"]), command=sys.argv[1:],
+                  failures=failures, turns=turns,
                   summary={name: figures.summaries(found) for name, found in turns.items()},
                   ratios={name: {key: r for key in ("ttfb_ms", "rtf", "steady_rtf")
                                  if (r := figures.ratio(found, turns["elements"], key))}
                           for name, found in turns.items() if name != "elements"})
     print(report["machine"])
     print(figures.table(report["summary"]))
+    print(bandwidth_line(report["bandwidth"]))
     for name, ratios in report["ratios"].items():
         for key, r in ratios.items():
             print(f"{name} / elements, {key}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")

@@ -58,8 +58,8 @@ def summary(turns: list[dict], key: str) -> dict | None:
 
 
 def summaries(turns: list[dict]) -> dict[str, dict]:
-    keys = [key for key, _, _ in COLUMNS] + [f"parts_ms.{part}" for part in PARTS]
-    keys += ["load_ms", "session_ms", "gpu_memory_mib", "host_memory_mib", "audio_seconds"]
+    keys = [key for key, _, _ in COLUMNS] + [f"{kind}.{part}" for part in PARTS for kind in ("parts_ms", "gpu_ms")]
+    keys += ["context", "load_ms", "session_ms", "gpu_memory_mib", "host_memory_mib", "audio_seconds"]
     found = {key: summary(turns, key) for key in keys}
     return {key: s for key, s in found.items() if s}
 
@@ -78,9 +78,16 @@ def ratio(slow: list[dict], fast: list[dict], key: str) -> dict | None:
     return dict(ratio=median(a) / median(b), low=low, high=high)
 
 
+def shown(key: str) -> str:
+    """Parts lie below what they are parts of, those on the GPU beside them."""
+    if key.startswith("gpu_ms."):
+        return f"    {key.removeprefix('gpu_ms.')} (GPU)"
+    return "  " + key.removeprefix("parts_ms.") if key.startswith("parts_ms.") else key.removesuffix("_ms")
+
+
 def table(summary_of: dict[str, dict[str, dict]]) -> str:
     """One line for each program and figure."""
-    lines = [f"{'':20s} {'':15s} {'median':>9s} {'95 % interval':>21s} {'p90':>9s} {'p95':>9s} {'p95/p50':>8s} {'max':>9s} "
+    lines = [f"{'':20s} {'':18s} {'median':>9s} {'95 % interval':>21s} {'p90':>9s} {'p95':>9s} {'p95/p50':>8s} {'max':>9s} "
              "turns"]
     digits = {key: n for key, _, n in COLUMNS}
     units = {key: unit for key, unit, _ in COLUMNS}
@@ -88,8 +95,7 @@ def table(summary_of: dict[str, dict[str, dict]]) -> str:
         for key, s in found.items():
             n, unit = digits.get(key, 1), units.get(key, "")
             spread = f"{s['p95_to_p50']:8.2f}" if s["p95_to_p50"] else f"{'':8s}"
-            name = key.removeprefix("parts_ms.").removesuffix("_ms")
-            name = ("  " if key.startswith("parts") else "") + name + (f" {unit}" if unit else "")
-            lines.append(f"{program:20s} {name:15s} {s['median']:9.{n}f} [{s['low']:9.{n}f},{s['high']:9.{n}f}] "
+            name = shown(key) + (f" {unit}" if unit else "")
+            lines.append(f"{program:20s} {name:18s} {s['median']:9.{n}f} [{s['low']:9.{n}f},{s['high']:9.{n}f}] "
                          f"{s['p90']:9.{n}f} {s['p95']:9.{n}f} {spread} {s['max']:9.{n}f} {s['turns']:5d}")
     return "\n".join(lines)

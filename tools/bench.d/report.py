@@ -24,7 +24,9 @@ def lines(path: str) -> str:
     shown = []
     for turn in json.loads(pathlib.Path(path).read_text()):
         parts = turn.get("parts_ms", {})
-        where = ", ".join(f"{p} {parts[p]:.1f}" for p in figures.PARTS if p in parts)
+        gpu = turn.get("gpu_ms", {})
+        where = ", ".join(f"{p} {parts[p]:.1f}" + (f", GPU {gpu[p]:.1f}" if p in gpu else "")
+                          for p in figures.PARTS if p in parts)
         shown.append(f"  TTFB {turn['ttfb_ms']:7.1f} ms ({where})  "
                      f"RTF {turn['rtf']:.3f}  {turn['audio_seconds']:5.2f} s  {turn['text'].strip()[:60]}")
     return "\n".join(shown)
