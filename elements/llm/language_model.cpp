@@ -65,12 +65,13 @@ Result<std::shared_ptr<const LanguageModelWeights>> load_language_model(
   });
 }
 
-std::unique_ptr<LanguageModel> new_language_model(
+Result<std::unique_ptr<LanguageModel>> new_language_model(
     std::shared_ptr<const LanguageModelWeights> weights, const LanguageModelOptions& options) {
-  auto session = std::make_unique<LanguageSession>(std::move(weights), options);
-  // An error here comes again, and is reported, at the first turn.
-  (void)session->prime(CancelFlag());
-  return session;
+  return run_stage(kWhat, [&]() -> Result<std::unique_ptr<LanguageModel>> {
+    auto session = std::make_unique<LanguageSession>(std::move(weights), options);
+    RETURN_IF_ERROR(session->prime(CancelFlag()));
+    return std::unique_ptr<LanguageModel>(std::move(session));
+  });
 }
 
 int64_t rows_per_chunk(const AudioConfig& audio) {
@@ -142,9 +143,9 @@ void LanguageSession::cut_cache() {
 Result<void> LanguageSession::prime(const CancelFlag& cancel) {
   return run_stage(kWhat, stream_, [&]() -> Result<void> {
     adopt_options();
+    RETURN_IF_ERROR(ensure_decoder());
     const Feed feed = conversation_.system_message();
     if (feed.rows() == 0 || !fits(conversation_, feed, kAnswerReserve)) return {};
-    RETURN_IF_ERROR(ensure_decoder());
     ASSIGN_OR_RETURN(const at::Tensor hidden, read({{feed, {}}}, 0, cancel));
     conversation_.accept_system(feed);
     return {};

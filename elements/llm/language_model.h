@@ -44,9 +44,9 @@ Result<std::shared_ptr<const LanguageModelWeights>> load_language_model(
     std::shared_ptr<const Tokenizer> tokenizer, const StageDevice& device, const Progress& progress,
     const CancelFlag& cancel);
 
-// Reads the system prompt at once, so that the first turn need not. That takes a while: not for a
-// streaming thread.
-std::unique_ptr<LanguageModel> new_language_model(
+// Takes all its memory and reads the system prompt at once, so that the first turn need not. That
+// takes a while: not for a streaming thread. kNoSpace if memory is short.
+Result<std::unique_ptr<LanguageModel>> new_language_model(
     std::shared_ptr<const LanguageModelWeights> weights, const LanguageModelOptions& options);
 
 // Rows of the language model per full second of audio, from the encoder's two strides and the
@@ -60,7 +60,7 @@ class LanguageSession final : public LanguageModel {
   LanguageSession(std::shared_ptr<const LanguageModelWeights> weights,
                   const LanguageModelOptions& options);
 
-  // Reads the system prompt now, if it is due.
+  // Makes the cache, and reads the system prompt now, if it is due.
   Result<void> prime(const CancelFlag& cancel);
 
   Result<void> prefill_audio(const Tensor& embeddings, const CancelFlag& cancel) override;

@@ -162,7 +162,7 @@ Turn converse(const Models& models, const std::vector<float>& question,
   Turn turn;
   const auto chunks = encode(models, question);
   for (const TensorPtr& rows : chunks) append(turn.embeddings, host_floats(*rows));
-  const auto language = new_language_model(models.language, options);
+  const auto language = must(new_language_model(models.language, options));
   const Said said = say(*language, chunks);
   turn.ids = said.ids;
   turn.speaker = host_floats(*said.speaker);
@@ -402,7 +402,7 @@ TEST_F(CudaStages, CallsAreTimed) {
   const std::vector<float> pcm = question();
   for (const Models& models : {cuda_, cuda_float_}) {
     const auto encoder = must(new_audio_encoder(models.audio));
-    const auto language = new_language_model(models.language, greedy());
+    const auto language = must(new_language_model(models.language, greedy()));
     SpeechSession speech(models.speech);
     const int64_t primed = language->gpu_nanoseconds();
     EXPECT_EQ(language->gpu_prefill_nanoseconds(), primed);
@@ -478,9 +478,9 @@ TEST_F(CudaStages, TwoAtOnceAnswerAsOneAlone) {
 
 TEST_F(CudaStages, AnAbsurdContextIsRefusedAndOthersGoOn) {
   const LanguageModelOptions options = greedy();
-  const auto running = new_language_model(cuda_.language, options);
+  const auto running = must(new_language_model(cuda_.language, options));
   const auto chunks = encode(cuda_, question());
-  const auto expected = say(*new_language_model(cuda_.language, options), chunks).ids;
+  const auto expected = say(*must(new_language_model(cuda_.language, options)), chunks).ids;
   const auto refused = run_stage("language model", [&]() -> Result<int> {
     KvCache cache(cuda_.language->config.language, int64_t{1} << 30, device("bfloat16"));
     return 0;
@@ -496,7 +496,7 @@ TEST_F(CudaStages, AnAbsurdContextIsRefusedAndOthersGoOn) {
 
 TEST_F(CudaStages, NoSessionOnAFullGpu) {
   const LanguageModelOptions options = greedy();
-  const auto running = new_language_model(cuda_.language, options);
+  const auto running = must(new_language_model(cuda_.language, options));
   const auto chunks = encode(cuda_, question());
   c10::DeviceAllocator* const allocator = c10::getDeviceAllocator(at::kCUDA);
   allocator->emptyCache();
@@ -520,7 +520,7 @@ TEST_F(CudaStages, NoSessionOnAFullGpu) {
   all.clear();
   allocator->emptyCache();
   EXPECT_EQ(say(*running, chunks).ids,
-            say(*new_language_model(cuda_.language, options), chunks).ids);
+            say(*must(new_language_model(cuda_.language, options)), chunks).ids);
   EXPECT_EQ(sound_of(cuda_, codes()).size(), codes().size() * 512);
 }
 

@@ -320,7 +320,9 @@ TEST_F(LanguageModelRobustness, LoadRefusesWhatDoesNotFit) {
 }
 
 TEST_F(LanguageModelRobustness, FactoryReadsTheSystemPromptAtOnce) {
-  const auto made = new_language_model(weights_, greedy());
+  auto result = new_language_model(weights_, greedy());
+  ASSERT_TRUE(result.ok()) << result.error().message;
+  const auto made = *std::move(result);
   EXPECT_EQ(made->context_used(), session()->context_used());
   EXPECT_GT(made->context_used(), 0);
   EXPECT_FALSE(made->turn_open());
