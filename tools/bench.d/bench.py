@@ -4,6 +4,7 @@ Whole programs run in turn (elements, baseline, elements, ...); the first questi
 is not counted. Typed questions are those of the public text benchmark of MiniCPM-o 2.6 (one for the warm-up, then six),
 spoken ones are WAV files at the pace of speech. The typed ones are one conversation, as in that benchmark; each spoken one is its own.
 
+    first_turn_ms   ttfb_ms of the question that is not counted (the elements only)
     ttfb_ms         the question handed in (typed: all of it; spoken: its last sample) -> the first samples on the host
     first_word_ms   -> the first text;    first_packet_ms   -> the first RTP packet of Opus
     rtf             time to the last samples / seconds of speech
@@ -85,6 +86,8 @@ def elements(options: argparse.Namespace) -> list[dict]:
     command += ["--realtime"] if options.spoken else ["--separate"] if options.separate else []
     threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
     turns = json.loads(output([*command, *asked(options)], options, threads))
+    if len(turns) > 1:
+        turns[1]["first_turn_ms"] = turns[0]["ttfb_ms"]
     for turn in turns[1:]:  # the first one loads the model for all
         if options.separate or options.spoken:
             turn["session_ms"] = turn["load_ms"]
