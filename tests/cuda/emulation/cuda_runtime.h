@@ -62,6 +62,23 @@ void run(dim3 grid, int threads, const std::function<void()>& kernel);
 void barrier();
 // Every lane of the warp gives a word and gets the 32 words.
 const uint64_t* exchange(uint64_t word);
+void warp_barrier();
+
+// For race_check.cpp: whether a kernel runs; and, of the thread that does, a number for the time
+// between two barriers of its block, or of its warp.
+bool in_kernel();
+uint32_t barrier_interval();
+uint16_t warp_interval();
+void touch_atomically(const void* at, size_t size);
+
+// change(old) in place of the old value, which is returned.
+template <typename T, typename Change>
+__attribute__((no_sanitize_thread)) T atomically(T* p, Change change) {
+  touch_atomically(p, sizeof *p);
+  const T old = *p;
+  *p = change(old);
+  return old;
+}
 
 template <typename T>
 T shuffle(T value, int lane) {
@@ -78,7 +95,7 @@ inline void __syncthreads() {
   emulation::barrier();
 }
 inline void __syncwarp() {
-  emulation::exchange(0);
+  emulation::warp_barrier();
 }
 inline void __threadfence() {}
 template <typename T>
@@ -131,13 +148,13 @@ T __ldg(const T* p) {
   return *p;
 }
 inline uint32_t atomicAdd(uint32_t* p, uint32_t v) {
-  return std::exchange(*p, *p + v);
+  return emulation::atomically(p, [v](auto old) { return old + v; });
 }
 inline int atomicAdd(int* p, int v) {
-  return std::exchange(*p, *p + v);
+  return emulation::atomically(p, [v](auto old) { return old + v; });
 }
 inline uint32_t atomicOr(uint32_t* p, uint32_t v) {
-  return std::exchange(*p, *p | v);
+  return emulation::atomically(p, [v](auto old) { return old | v; });
 }
 inline float rsqrtf(float x) {
   return 1.0F / std::sqrt(x);

@@ -48,6 +48,8 @@ Meeting warps[32], block;
 jmp_buf scheduler;
 Coroutine* current = nullptr;
 int current_index = 0;
+uint32_t intervals = 1;        // of all blocks so far
+uint16_t warp_barriers[1024];  // that each thread has passed
 const std::function<void()>* body = nullptr;
 
 void leave() {
@@ -111,6 +113,8 @@ std::vector<int> permutation(int count) {
 
 // A thread that has returned no longer takes part in barriers of the block.
 void run_block(const std::vector<int>& threads) {
+  ++intervals;
+  std::fill(std::begin(warp_barriers), std::end(warp_barriers), 0);
   const int count = static_cast<int>(threads.size());
   for (int w = 0; w < 32; ++w) warps[w] = {0, 0, std::clamp(count - 32 * w, 0, 32), {}};
   block = {0, 0, count, {}};
@@ -133,6 +137,8 @@ void run_block(const std::vector<int>& threads) {
     }
     if (!moved) fail("threads wait for each other at different barriers");
   }
+  intervals += static_cast<uint32_t>(block.generation);
+  current = nullptr;
 }
 
 }  // namespace
@@ -147,6 +153,21 @@ const uint64_t* exchange(uint64_t word) {
   warp.words[set][current_index % 32] = word;
   wait(warp);
   return warp.words[set];
+}
+
+void warp_barrier() {
+  exchange(0);
+  ++warp_barriers[current_index];
+}
+
+bool in_kernel() {
+  return current != nullptr;
+}
+uint32_t barrier_interval() {
+  return intervals + static_cast<uint32_t>(block.generation);
+}
+uint16_t warp_interval() {
+  return warp_barriers[current_index];
 }
 
 void run(dim3 grid, int threads, const std::function<void()>& kernel) {
