@@ -129,7 +129,7 @@ struct ChooseShared {
   uint32_t bin, group_count, count;
   float kth, uniform;
   int token;
-  bool dropped;
+  uint32_t dropped;  // not 0: top-p dropped a candidate
 };
 
 __device__ __forceinline__ uint64_t warp_sum_words(uint64_t v) {
@@ -304,13 +304,13 @@ __device__ inline bool choose_candidate(int k, double top_p, uint64_t total, Cho
     const Turn turn(r, parts, count);
     if (turn.first() && rank[r] > 0 && !(static_cast<double>(all - above[r]) > limit)) {
       weight[r] = 0;
-      s.dropped = true;
+      atomicOr(&s.dropped, 1u);
     }
     kept += weight[r];
     if (turn.first()) s.weight[turn.i] = weight[r];  // nobody reads them since the barrier above
   }
   const uint64_t target = cdf_target(s.uniform, block_sum(kept, s));
-  if (k <= 0 && !s.dropped) return false;
+  if (k <= 0 && s.dropped == 0) return false;
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
     const Turn turn(r, parts, count);
@@ -474,7 +474,7 @@ __global__ void __launch_bounds__(kChooseThreads) choose_token_kernel(const Toke
     s.group_count = s.count = 0;
     s.kth = INFINITY;
     s.token = 0;
-    s.dropped = false;
+    s.dropped = 0;
   }
   wait_for_previous();
   uint64_t best = static_cast<int>(threadIdx.x) < args.chunks ? __ldcg(args.best + threadIdx.x) : 0;
