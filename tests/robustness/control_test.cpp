@@ -309,17 +309,19 @@ TEST(Soak, ManyTurnsKeepNothing) {
   Conversation conversation;
   PipelineRun& run = conversation.run();
   const ElementPtr llm = run.element("llm"), vocoder = run.element("vocoder");
-  StreamLog answers(llm.get(), "src");
+  StreamLog answers(llm.get(), "src"), speech(vocoder.get(), "src");
   conversation.play();
   guint64 turn = 0;
   expect_flat("turns", [&] {
     answers.clear();
+    speech.clear();
     // The small model was trained on few turns: after eight of the same kind it gets confused.
     if (++turn % 4 == 0) g_signal_emit_by_name(llm.get(), "reset-session");
     conversation.send(gst_minicpmo_event_new_turn_start(turn));
     conversation.push(turn * 10 * GST_SECOND);
     conversation.send(gst_minicpmo_event_new_turn_end(turn));
-    ASSERT_TRUE(answers.wait_for(GST_MINICPMO_EVENT_ANSWER_END));
+    // To the end of the speech: a turn that still sounds holds what it needs.
+    ASSERT_TRUE(speech.wait_for(GST_MINICPMO_EVENT_ANSWER_END));
     EXPECT_EQ(answers.bytes(), kCapital) << turn;
     run.listen(std::chrono::milliseconds(1));
   });
