@@ -4,9 +4,23 @@ namespace {
 
 constexpr const gchar* kTurnId = "turn-id";
 
+constexpr const gchar* kSpeechEnd = "speech-end";
+constexpr const gchar* kSpeculative = "speculative";
+constexpr const gchar* kSamples = "samples";
+constexpr const gchar* kComplete = "complete";
+constexpr const gchar* kHeardBytes = "heard-bytes";
+
 // Takes `fields` over.
 GstEvent* new_downstream(GstStructure* fields) {
   return gst_event_new_custom(GST_EVENT_CUSTOM_DOWNSTREAM, fields);
+}
+
+GstStructure* fields_of_turn(const gchar* name, guint64 turn_id) {
+  return gst_structure_new(name, kTurnId, G_TYPE_UINT64, turn_id, nullptr);
+}
+
+GstEvent* new_out_of_band(const gchar* name, guint64 turn_id) {
+  return gst_event_new_custom(GST_EVENT_CUSTOM_DOWNSTREAM_OOB, fields_of_turn(name, turn_id));
 }
 
 gboolean turn_meta_init(GstMeta* meta, gpointer, GstBuffer*) {
@@ -31,13 +45,32 @@ gboolean turn_meta_transform(GstBuffer* to, GstMeta* meta, GstBuffer*, GQuark ty
 }  // namespace
 
 GstEvent* gst_minicpmo_event_new_turn_start(guint64 turn_id) {
-  return new_downstream(
-      gst_structure_new(GST_MINICPMO_EVENT_TURN_START, kTurnId, G_TYPE_UINT64, turn_id, nullptr));
+  return new_downstream(fields_of_turn(GST_MINICPMO_EVENT_TURN_START, turn_id));
 }
 
 GstEvent* gst_minicpmo_event_new_turn_end(guint64 turn_id) {
-  return new_downstream(
-      gst_structure_new(GST_MINICPMO_EVENT_TURN_END, kTurnId, G_TYPE_UINT64, turn_id, nullptr));
+  return gst_minicpmo_event_new_turn_end_full(turn_id, GST_CLOCK_TIME_NONE, FALSE);
+}
+
+GstEvent* gst_minicpmo_event_new_turn_end_full(guint64 turn_id, GstClockTime speech_end,
+                                               gboolean speculative) {
+  GstStructure* fields = fields_of_turn(GST_MINICPMO_EVENT_TURN_END, turn_id);
+  if (GST_CLOCK_TIME_IS_VALID(speech_end))
+    gst_structure_set(fields, kSpeechEnd, G_TYPE_UINT64, speech_end, nullptr);
+  if (speculative) gst_structure_set(fields, kSpeculative, G_TYPE_BOOLEAN, TRUE, nullptr);
+  return new_downstream(fields);
+}
+
+GstEvent* gst_minicpmo_event_new_turn_cancel(guint64 turn_id) {
+  return new_downstream(fields_of_turn(GST_MINICPMO_EVENT_TURN_CANCEL, turn_id));
+}
+
+GstEvent* gst_minicpmo_event_new_turn_confirm(guint64 turn_id) {
+  return new_out_of_band(GST_MINICPMO_EVENT_TURN_CONFIRM, turn_id);
+}
+
+GstEvent* gst_minicpmo_event_new_turn_resume(guint64 turn_id) {
+  return new_out_of_band(GST_MINICPMO_EVENT_TURN_RESUME, turn_id);
 }
 
 GstEvent* gst_minicpmo_event_new_speaker(guint64 turn_id, const float* vector, gsize count) {
@@ -59,10 +92,15 @@ GstEvent* gst_minicpmo_event_new_interrupt(gint64 heard_bytes) {
                                                 G_TYPE_INT64, heard_bytes, nullptr));
 }
 
+GstEvent* gst_minicpmo_event_new_barge_in(guint64 turn_id) {
+  return new_out_of_band(GST_MINICPMO_EVENT_INTERRUPT, turn_id);
+}
+
 gboolean gst_minicpmo_event_is(GstEvent* event, const gchar* name) {
   switch (GST_EVENT_TYPE(event)) {
     case GST_EVENT_CUSTOM_DOWNSTREAM:
     case GST_EVENT_CUSTOM_DOWNSTREAM_STICKY:
+    case GST_EVENT_CUSTOM_DOWNSTREAM_OOB:
     case GST_EVENT_CUSTOM_UPSTREAM:
       return gst_event_has_name(event, name);
     default:
@@ -75,6 +113,56 @@ guint64 gst_minicpmo_event_turn_id(GstEvent* event) {
   guint64 turn_id = 0;
   if (fields != nullptr) gst_structure_get_uint64(fields, kTurnId, &turn_id);
   return turn_id;
+}
+
+GstClockTime gst_minicpmo_event_speech_end(GstEvent* event) {
+  const GstStructure* fields = gst_event_get_structure(event);
+  guint64 time = GST_CLOCK_TIME_NONE;
+  if (fields != nullptr) gst_structure_get_uint64(fields, kSpeechEnd, &time);
+  return time;
+}
+
+gboolean gst_minicpmo_event_is_speculative(GstEvent* event) {
+  const GstStructure* fields = gst_event_get_structure(event);
+  gboolean speculative = FALSE;
+  if (fields != nullptr) gst_structure_get_boolean(fields, kSpeculative, &speculative);
+  return speculative;
+}
+
+GstQuery* gst_minicpmo_query_new_heard(guint64 turn_id) {
+  return gst_query_new_custom(GST_QUERY_CUSTOM, fields_of_turn(GST_MINICPMO_QUERY_HEARD, turn_id));
+}
+
+gboolean gst_minicpmo_query_is_heard(GstQuery* query) {
+  return GST_QUERY_TYPE(query) == GST_QUERY_CUSTOM &&
+         gst_structure_has_name(gst_query_get_structure(query), GST_MINICPMO_QUERY_HEARD);
+}
+
+guint64 gst_minicpmo_query_turn_id(GstQuery* query) {
+  guint64 turn_id = 0;
+  gst_structure_get_uint64(gst_query_get_structure(query), kTurnId, &turn_id);
+  return turn_id;
+}
+
+void gst_minicpmo_query_set_heard_samples(GstQuery* query, guint64 samples, gboolean complete) {
+  gst_structure_set(gst_query_writable_structure(query), kSamples, G_TYPE_UINT64, samples,
+                    kComplete, G_TYPE_BOOLEAN, complete, nullptr);
+}
+
+gboolean gst_minicpmo_query_get_heard_samples(GstQuery* query, guint64* samples,
+                                              gboolean* complete) {
+  return gst_structure_get(gst_query_get_structure(query), kSamples, G_TYPE_UINT64, samples,
+                           kComplete, G_TYPE_BOOLEAN, complete, nullptr);
+}
+
+void gst_minicpmo_query_set_heard_bytes(GstQuery* query, gint64 bytes) {
+  gst_structure_set(gst_query_writable_structure(query), kHeardBytes, G_TYPE_INT64, bytes, nullptr);
+}
+
+gint64 gst_minicpmo_query_get_heard_bytes(GstQuery* query) {
+  gint64 bytes = -1;
+  gst_structure_get_int64(gst_query_get_structure(query), kHeardBytes, &bytes);
+  return bytes;
 }
 
 GType gst_minicpmo_turn_meta_api_get_type(void) {

@@ -179,6 +179,17 @@ class Vocoder {
   virtual int64_t gpu_nanoseconds() const { return 0; }
 };
 
+// How likely it is that somebody speaks, window by window. State: what was heard before.
+class VoiceActivity {
+ public:
+  static constexpr size_t kWindow = 512;  // samples at 16 kHz: 32 ms
+  virtual ~VoiceActivity() = default;
+  // The probability, 0..1, that this window (mono, float32, nominally in [-1, 1]) holds speech.
+  // Samples that are not finite count as 0.
+  virtual Result<float> step(std::span<const float, kWindow> pcm) = 0;
+  virtual void reset() = 0;
+};
+
 enum class Stage { kAudioEncoder, kLanguageModel, kSpeechModel, kVocoder };
 
 struct EngineOptions {
