@@ -33,7 +33,7 @@ Result<std::shared_ptr<Engine>> open_and_log(const EngineOptions& options) {
   return engine;
 }
 
-const Backend kBackend = {Backend::kVersion, open_and_log, set_log};
+const Backend kBackend = {Backend::kVersion, open_and_log, set_log, nullptr};
 
 }  // namespace
 }  // namespace minicpmo

@@ -125,6 +125,13 @@ class LanguageModel {
   // reached the listener: the context is cut back to the token that completes them (compatibility
   // none; upstream keeps all that was generated). Negative: keep all.
   virtual void interrupt(int64_t heard_bytes) = 0;
+  // Forgets what was read of the user's open turn, as if it had not begun. With `resume` also the
+  // interruption (or cut) before it: the answer can go on with next_burst, if it was not finished.
+  // Without effect once the turn's answer has started. Reads again what was overwritten.
+  virtual Result<void> cancel_turn(bool resume, const CancelFlag& cancel) = 0;
+  // Takes the last answer back, running or not: the user's turn is open again, and more may be
+  // read. Without effect once the next turn has begun.
+  virtual void reopen_turn() = 0;
   // A new session: forgets everything, system prompt included (it is read again at the next turn).
   virtual void reset() = 0;
   // Takes effect with the next answer (sampling) or session (system prompt, context length).
@@ -236,13 +243,16 @@ using LogFunction = void (*)(LogLevel level, const char* message);
 // What a backend library offers. Plugin and backends are built together; the version catches a
 // stale pair.
 struct Backend {
-  static constexpr uint32_t kVersion = 2;
+  static constexpr uint32_t kVersion = 3;
   uint32_t version;
   // Reads config.json and the headers of the weights, not the weights themselves. One engine per
   // distinct options in a process: a second call with the same options returns the same engine
   // while it is alive.
   Result<std::shared_ptr<Engine>> (*open_engine)(const EngineOptions& options);
   void (*set_log)(LogFunction log);
+  // Reads silero's network from the safetensors file `path` (1.2 MB, milliseconds); needs no
+  // engine. kNotFound, kOpenRead or kCorrupt, naming the file and the tensor at fault.
+  Result<std::unique_ptr<VoiceActivity>> (*new_voice_activity)(const std::string& path);
 };
 
 // The only exported symbol of a backend library.

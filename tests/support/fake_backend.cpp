@@ -112,7 +112,15 @@ Result<std::shared_ptr<Engine>> open_engine(const EngineOptions& options) {
   return engine;
 }
 
-const Backend fake_backend{Backend::kVersion, open_engine, nullptr};
+Result<std::unique_ptr<VoiceActivity>> new_voice_activity(const std::string& path) {
+  FakeBackend* owner = FakeBackend::current();
+  if (owner == nullptr) return Error{ErrorCode::kFailed, "There is no fake backend.", ""};
+  if (owner->settings().session_error) return *owner->settings().session_error;
+  owner->remember_voice_activity(path);
+  return new_fake_voice_activity(*owner);
+}
+
+const Backend fake_backend{Backend::kVersion, open_engine, nullptr, new_voice_activity};
 
 }  // namespace
 
@@ -186,6 +194,11 @@ std::vector<EngineOptions> FakeBackend::opened() const {
   return opened_;
 }
 
+std::vector<std::string> FakeBackend::voice_activity_paths() const {
+  std::lock_guard lock(options_mutex_);
+  return voice_activity_paths_;
+}
+
 void FakeBackend::remember(const LanguageModelOptions& options) {
   std::lock_guard lock(options_mutex_);
   language_model_options_ = options;
@@ -204,6 +217,11 @@ void FakeBackend::remember(const VocoderOptions& options) {
 void FakeBackend::remember(const EngineOptions& options) {
   std::lock_guard lock(options_mutex_);
   opened_.push_back(options);
+}
+
+void FakeBackend::remember_voice_activity(const std::string& path) {
+  std::lock_guard lock(options_mutex_);
+  voice_activity_paths_.push_back(path);
 }
 
 }  // namespace minicpmo::testing

@@ -21,6 +21,8 @@
 //   vocoder         512 samples for every row, each code[0] / 625.0; keeps the last 2048 samples
 //   back until the next
 //                   step or flush(). Codes outside [0, 624]: kFormat.
+//   voice activity  0.95 for a window whose mean absolute sample is above 0.01, otherwise 0.05; any
+//                   path will do.
 #pragma once
 
 #include <atomic>
@@ -44,7 +46,7 @@ struct FakeSettings {
   std::chrono::nanoseconds gpu_time{0};     // that each of these says it took on a GPU
   std::optional<Error> open_error;          // returned by Backend::open_engine
   std::optional<Error> load_error;          // returned by Engine::load, after load_delay
-  std::optional<Error> session_error;       // returned by Engine::new_*
+  std::optional<Error> session_error;       // returned by Engine::new_*, Backend::new_*
   std::optional<Error>
       step_error;  // returned by step, prefill_*, next_burst once steps_before_error are done
   int steps_before_error = 0;
@@ -60,6 +62,9 @@ struct FakeSettings {
 
   int rows_per_byte = 2;
   int segment_rows = 0;
+
+  std::optional<Error> voice_activity_error;  // returned once windows_before_error were heard
+  int windows_before_error = 0;
 };
 
 // What happened, over all engines and sessions of a FakeBackend.
@@ -68,7 +73,8 @@ struct FakeCounters {
   std::atomic<int> engines_alive{0};
   std::atomic<int> sessions_alive{0};
   std::atomic<int> loads{0};  // Engine::load that did read (not those that found the stage loaded)
-  std::atomic<int> steps{0};  // step, prefill_*, next_burst
+  std::atomic<int> steps{0};  // step, prefill_*, next_burst; not those of voice activity
+  std::atomic<int> windows{0};  // VoiceActivity::step
   std::atomic<int> resets{0};
   std::atomic<int> flushes{0};
   std::atomic<int> cancelled{0};  // calls that returned kCancelled
@@ -81,7 +87,7 @@ struct FakeCounters {
 // Calls of sessions in order: "audio.step 16000", "lm.prefill_audio 25", "lm.prefill_text Hello",
 // "lm.start_answer", "lm.burst", "lm.interrupt 12", "lm.reset", "lm.set_options", "tts.start",
 // "tts.push_text Hi", "tts.end_text", "tts.step 25", "tts.reset", "vocoder.step 25", "vocoder.step
-// 25 segment", "vocoder.flush", "vocoder.reset", ...
+// 25 segment", "vocoder.flush", "vocoder.reset", "vad.reset", ...
 class CallLog {
  public:
   void add(std::string call);
@@ -110,12 +116,15 @@ class FakeBackend {
   VocoderOptions vocoder_options() const;
   // Options of each open_engine call that was answered.
   std::vector<EngineOptions> opened() const;
+  // Of each new_voice_activity call that was answered.
+  std::vector<std::string> voice_activity_paths() const;
 
   // For the stages in fake_backend.cpp and fake_sessions.cpp.
   void remember(const LanguageModelOptions& options);
   void remember(const SpeechModelOptions& options);
   void remember(const VocoderOptions& options);
   void remember(const EngineOptions& options);
+  void remember_voice_activity(const std::string& path);
   static FakeBackend* current();
 
  private:
@@ -127,6 +136,7 @@ class FakeBackend {
   SpeechModelOptions speech_model_options_;
   VocoderOptions vocoder_options_;
   std::vector<EngineOptions> opened_;
+  std::vector<std::string> voice_activity_paths_;
 };
 
 }  // namespace minicpmo::testing

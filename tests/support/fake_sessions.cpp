@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 namespace minicpmo::testing {
 
@@ -151,9 +152,9 @@ class FakeLanguageModel final : public LanguageModel, Session {
     spoken_ = 0;
     burst_ = 0;
     first_ = true;
-    text_.clear();
     context_ += rows_;
-    rows_ = 0;
+    answered_rows_ = std::exchange(rows_, 0);
+    answered_text_ = std::exchange(text_, {});
     return {};
   }
 
@@ -187,6 +188,23 @@ class FakeLanguageModel final : public LanguageModel, Session {
     note("lm.interrupt " + std::to_string(heard_bytes));
     ++owner_.counters().interrupts;
     owner_.counters().heard_bytes = heard_bytes;
+  }
+
+  Result<void> cancel_turn(bool resume, const CancelFlag& cancel) override {
+    Inside inside(*this);
+    note(resume ? "lm.cancel_turn resume" : "lm.cancel_turn");
+    RETURN_IF_ERROR(begin_step(cancel));
+    rows_ = 0;
+    text_.clear();
+    return {};
+  }
+
+  void reopen_turn() override {
+    Inside inside(*this);
+    note("lm.reopen_turn");
+    rows_ = answered_rows_;
+    context_ -= answered_rows_;
+    text_ = answered_text_;
   }
 
   void reset() override {
@@ -227,6 +245,8 @@ class FakeLanguageModel final : public LanguageModel, Session {
   int64_t rows_ = 0;
   int64_t context_ = 0;
   std::string text_;
+  int64_t answered_rows_ = 0;  // of the last question
+  std::string answered_text_;
   std::string answer_;
   size_t spoken_ = 0;
   size_t burst_ = 0;
@@ -370,6 +390,33 @@ class FakeVocoder final : public Vocoder, Session {
   std::vector<float> held_;
 };
 
+class FakeVoiceActivity final : public VoiceActivity, Session {
+ public:
+  explicit FakeVoiceActivity(FakeBackend& owner) : Session(owner) {}
+
+  Result<float> step(std::span<const float, kWindow> pcm) override {
+    Inside inside(*this);
+    const FakeSettings& settings = owner_.settings();
+    ++owner_.counters().windows;
+    if (settings.throw_in_step) throw std::runtime_error("thrown by the fake step");
+    if (settings.voice_activity_error && windows_ >= settings.windows_before_error)
+      return *settings.voice_activity_error;
+    ++windows_;
+    double sum = 0;
+    for (const float sample : pcm) sum += std::isfinite(sample) ? std::abs(sample) : 0.0f;
+    return sum > 0.01 * kWindow ? 0.95f : 0.05f;
+  }
+
+  void reset() override {
+    Inside inside(*this);
+    note("vad.reset");
+    ++owner_.counters().resets;
+  }
+
+ private:
+  int windows_ = 0;
+};
+
 }  // namespace
 
 std::unique_ptr<AudioEncoder> new_fake_audio_encoder(FakeBackend& owner, const EngineInfo& info) {
@@ -386,6 +433,10 @@ std::unique_ptr<SpeechModel> new_fake_speech_model(FakeBackend& owner) {
 
 std::unique_ptr<Vocoder> new_fake_vocoder(FakeBackend& owner) {
   return std::make_unique<FakeVocoder>(owner);
+}
+
+std::unique_ptr<VoiceActivity> new_fake_voice_activity(FakeBackend& owner) {
+  return std::make_unique<FakeVoiceActivity>(owner);
 }
 
 }  // namespace minicpmo::testing
