@@ -6,6 +6,7 @@
 #include "backend/engine.h"
 #include "backend/log.h"
 #include "common/stage.h"
+#include "turn/voice_activity.h"
 
 namespace minicpmo {
 namespace {
@@ -33,7 +34,7 @@ Result<std::shared_ptr<Engine>> open_and_log(const EngineOptions& options) {
   return engine;
 }
 
-const Backend kBackend = {Backend::kVersion, open_and_log, set_log, nullptr};
+const Backend kBackend = {Backend::kVersion, open_and_log, set_log, new_voice_activity};
 
 }  // namespace
 }  // namespace minicpmo
