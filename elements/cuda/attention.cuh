@@ -240,7 +240,7 @@ struct Attention {
         for (int u = 0; u < kUnroll; ++u) {
           float x = dot8(rows.k[u], a, b, 0);
 #pragma unroll
-          for (int d = kLanes / 2; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+          for (int d = kLanes / 2; d > 0; d /= 2) x += __shfl_xor_sync(kAllLanes, x, d);
           score[u][g] = i + u * kStep + group < end ? x : -INFINITY;
         }
       }
@@ -256,17 +256,16 @@ struct Attention {
     for (int g = 0; g < kGroup; ++g) {
       float best = r.best[g];
 #pragma unroll
-      for (int d = kLanes; d < 32; d *= 2)
-        best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, d));
+      for (int d = kLanes; d < 32; d *= 2) best = fmaxf(best, __shfl_xor_sync(kAllLanes, best, d));
       const float keep = r.best[g] == -INFINITY ? 0 : exp2f(r.best[g] - best);
       float sum = r.sum[g] * keep;
 #pragma unroll
-      for (int d = kLanes; d < 32; d *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+      for (int d = kLanes; d < 32; d *= 2) sum += __shfl_xor_sync(kAllLanes, sum, d);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         float x = r.values[g][e] * keep;
 #pragma unroll
-        for (int d = kLanes; d < 32; d *= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+        for (int d = kLanes; d < 32; d *= 2) x += __shfl_xor_sync(kAllLanes, x, d);
         if (lane < kLanes) s.values[warp][g][part * 8 + e] = x;
       }
       if (lane == 0) {

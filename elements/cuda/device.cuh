@@ -1,4 +1,4 @@
-// Loads, conversions and the dependency between kernels that the decode kernels share.
+// What the kernels share: loads, conversions, sums over a warp, the dependency between kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -100,6 +100,22 @@ __device__ __forceinline__ uint16_t narrow(float x) {
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
+// The same of two, the first one in the lower half.
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+#ifdef __CUDACC__
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#else  // tests/cuda/emulation
+  return narrow(low) | static_cast<uint32_t>(narrow(high)) << 16;
+#endif
+}
+
+// Exact, as torch's default.
+__device__ __forceinline__ float gelu(float x) {
+  return 0.5F * x * (1 + erff(x * 0.70710678F));
+}
+
 __device__ __forceinline__ float dot8(const uint4& w, const float4& a, const float4& b, float sum) {
   sum = fmaf(low_half(w.x), a.x, sum);
   sum = fmaf(high_half(w.x), a.y, sum);
@@ -111,10 +127,46 @@ __device__ __forceinline__ float dot8(const uint4& w, const float4& a, const flo
   return fmaf(high_half(w.w), b.w, sum);
 }
 
-__device__ __forceinline__ float warp_sum(float v) {
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+template <typename T>
+__device__ __forceinline__ T warp_sum(T v) {
 #pragma unroll
-  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffffu, v, d);
+  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
   return v;
+}
+
+template <typename T>
+__device__ __forceinline__ T warp_max(T v) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) {
+    const T other = __shfl_xor_sync(kAllLanes, v, d);
+    v = other > v ? other : v;
+  }
+  return v;
+}
+
+// The sum over this lane and those before it.
+template <typename T>
+__device__ __forceinline__ T warp_prefix_sum(T v) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const T lower = __shfl_up_sync(kAllLanes, v, d);
+    if (lane >= d) v += lower;
+  }
+  return v;
+}
+
+// By the whole block, of `warps` warps; `scratch` holds as many numbers.
+__device__ __forceinline__ float block_sum(float v, float* scratch, int warps) {
+  v = warp_sum(v);
+  __syncthreads();  // scratch may still be read
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+  __syncthreads();
+  float sum = 0;
+  for (int i = 0; i < warps; ++i) sum += scratch[i];
+  return sum;
 }
 
 }  // namespace minicpmo::cuda

@@ -19,11 +19,6 @@ struct EncoderChunk {
 
 constexpr int kEncoderThreads = 256;
 
-// Exact, as torch's default.
-__device__ __forceinline__ float gelu(float x) {
-  return 0.5F * x * (1 + erff(x * 0.70710678F));
-}
-
 __device__ __forceinline__ float4 add_bias(const float4& x, const uint16_t* bias) {
   const uint2 b = __ldg(reinterpret_cast<const uint2*>(bias));
   return make_float4(x.x + low_half(b.x), x.y + high_half(b.x), x.z + low_half(b.y),
@@ -117,22 +112,12 @@ struct EncoderNormArgs {
   int max_positions;
 };
 
-__device__ __forceinline__ float block_sum(float v, float* scratch) {
-  v = warp_sum(v);
-  __syncthreads();  // scratch may still be read
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
-  __syncthreads();
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kEncoderThreads / 32; ++i) sum += scratch[i];
-  return sum;
-}
-
 // x += y + bias (kFirst: x = GELU(y + bias) + the position's embedding), to = LayerNorm(x), epsilon
 // 1e-5. Shared memory: a row in float32. Grid: rows.
 template <bool kFirst>
 __global__ void __launch_bounds__(kEncoderThreads) add_norm_kernel(const EncoderNormArgs args) {
-  __shared__ float scratch[kEncoderThreads / 32];
+  constexpr int kWarps = kEncoderThreads / 32;
+  __shared__ float scratch[kWarps];
   float* const row = launched_shared<float>();
   const int hidden = args.hidden, from = blockIdx.x * hidden;
   int position = 0;
@@ -153,14 +138,15 @@ __global__ void __launch_bounds__(kEncoderThreads) add_norm_kernel(const Encoder
     *reinterpret_cast<float4*>(row + c) = v;
     sum += v.x + v.y + v.z + v.w;
   }
-  const float mean = block_sum(sum, scratch) / static_cast<float>(hidden);
+  const float mean = block_sum(sum, scratch, kWarps) / static_cast<float>(hidden);
   float squares = 0;
   for (int c = threadIdx.x * 4; c < hidden; c += blockDim.x * 4) {
     const float4 v = load_four(row + c);
     const float4 d = make_float4(v.x - mean, v.y - mean, v.z - mean, v.w - mean);
     squares += d.x * d.x + d.y * d.y + d.z * d.z + d.w * d.w;
   }
-  const float scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(hidden) + 1e-5F);
+  const float scale =
+      rsqrtf(block_sum(squares, scratch, kWarps) / static_cast<float>(hidden) + 1e-5F);
   for (int c = threadIdx.x * 4; c < hidden; c += blockDim.x * 4) {
     const float4 v = load_four(row + c);
     const uint2 w = __ldg(reinterpret_cast<const uint2*>(args.weight + c));
@@ -311,8 +297,8 @@ struct EncoderAttention {
       float top = best[r];
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) top = fmaxf(top, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
       const float keep = exp2f((best[r] - top) * scale);
       best[r] = top;
       sum[r] *= keep;
@@ -363,8 +349,8 @@ struct EncoderAttention {
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
-      sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
+      sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 1);
+      sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 2);
     }
   }
 

@@ -12,16 +12,6 @@
 
 namespace minicpmo::cuda {
 
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-#ifdef __CUDACC__
-  uint32_t word;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-#else  // tests/cuda/emulation
-  return narrow(low) | static_cast<uint32_t>(narrow(high)) << 16;
-#endif
-}
-
 // Four 8 x 8 matrices: lane i gives the address (16 bytes) of row i % 8 of matrix i / 8. Word i of
 // a lane is then (g, 2p) and (g, 2p + 1) of matrix i.
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const uint16_t* row) {

@@ -23,10 +23,6 @@ int blocks_of(int64_t n, int threads) {
 
 // --- kernels
 
-__device__ __forceinline__ uint32_t pack(float first, float second) {
-  return narrow(first) | static_cast<uint32_t>(narrow(second)) << 16;
-}
-
 // Four values a thread.
 __global__ void __launch_bounds__(kThreads)
     widen_kernel(const uint2* from, float4* to, int64_t count) {
@@ -36,20 +32,13 @@ __global__ void __launch_bounds__(kThreads)
   to[i] = make_float4(low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y));
 }
 
-__device__ __forceinline__ float block_sum(float v, float* partial) {
-  v = warp_sum(v);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = v;
-  __syncthreads();
-  const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
-  return warp_sum(lane < warps ? partial[lane] : 0.0F);
-}
-
 // RMSNorm (Zhang, Sennrich 2019), a block for each row; to bfloat16 or, if `wide` is given,
 // float32.
 __global__ void __launch_bounds__(kNormThreads)
     norm_kernel(const float4* x, const uint2* gains, uint2* rounded, float4* wide, int vectors,
                 float eps) {
-  __shared__ float partial[kNormThreads / 32];
+  constexpr int kWarps = kNormThreads / 32;
+  __shared__ float partial[kWarps];
   const int64_t row = static_cast<int64_t>(blockIdx.x) * vectors;
   float4 v[kNormVectors];
   uint2 gain[kNormVectors];
@@ -61,7 +50,7 @@ __global__ void __launch_bounds__(kNormThreads)
     gain[j] = i < vectors ? __ldg(gains + i) : make_uint2(0, 0);
     squares += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
   }
-  const float scale = rsqrtf(block_sum(squares, partial) / (4.0F * vectors) + eps);
+  const float scale = rsqrtf(block_sum(squares, partial, kWarps) / (4.0F * vectors) + eps);
 #pragma unroll
   for (int j = 0; j < kNormVectors; ++j) {
     const int i = j * kNormThreads + threadIdx.x;
@@ -147,8 +136,8 @@ struct Exponentials {
 __device__ __forceinline__ Exponentials over_block(Exponentials e, Exponentials* partial) {
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) {
-    const float best = __shfl_xor_sync(0xffffffffu, e.best, d);
-    const float sum = __shfl_xor_sync(0xffffffffu, e.sum, d);
+    const float best = __shfl_xor_sync(kAllLanes, e.best, d);
+    const float sum = __shfl_xor_sync(kAllLanes, e.sum, d);
     e.add(best, sum);
   }
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = e;

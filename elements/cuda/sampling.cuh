@@ -11,15 +11,17 @@
 
 #include "cuda/decode.h"
 #include "cuda/device.cuh"
-#include "cuda/philox.cuh"
+#include "cuda/draw.cuh"
 
 namespace minicpmo::cuda {
 
 constexpr int kMaxTokens = 1024;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kBookThreads = 256, kBookWarps = kBookThreads / 32;
 constexpr int kDrawThreads = kBookThreads * kSpeechBooks;
 constexpr int kPerThread = kMaxTokens / kBookThreads;  // scores, and rounds over the candidates
+using BookBins = DistanceBins<4>;
+static_assert(BookBins::kCount == kBookThreads);
+using BookTurn = CandidateTurn<kBookThreads>;
 
 struct DrawArgs {
   const float* logits;        // (books, tokens)
@@ -101,64 +103,12 @@ struct DrawShared {
   int row[kSpeechBooks];
 };
 
-// The higher score, then the lower id, is the larger number. Not for NaN.
-__device__ __forceinline__ uint64_t score_and_id(float score, int id) {
-  const uint32_t bits = __float_as_uint(score + 0.0F);  // -0 is 0
-  const uint32_t ordered = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
-}
-__device__ __forceinline__ float score_of(uint64_t both) {
-  const auto ordered = static_cast<uint32_t>(both >> 32);
-  return __uint_as_float(ordered >> 31 != 0 ? ordered & 0x7fffffffu : ~ordered);
-}
-__device__ __forceinline__ int id_of(uint64_t both) {
-  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(both));
-}
-
-__device__ __forceinline__ uint64_t warp_sum_fixed(uint64_t v) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
-  return v;
-}
-
-// exp(-distance), 2^-44 the unit.
-__device__ __forceinline__ uint64_t fixed_weight(float distance) {
-  return static_cast<uint64_t>(expf(-distance) * 0x1p44F);
-}
-
-// 16 bins an octave, for distances of 2^-8 to 2^8.
-constexpr uint32_t kNearestBin = (127 - 8) << 4;
-__device__ __forceinline__ uint32_t distance_bin(float distance) {
-  const uint32_t bits = __float_as_uint(distance) >> 19;
-  return bits < kNearestBin ? 0 : min(bits - kNearestBin, kBookThreads - 1u);
-}
-__device__ __forceinline__ float farthest_of_bin(uint32_t bin) {
-  return bin >= kBookThreads - 1u ? INFINITY : __uint_as_float(((bin + 1 + kNearestBin) << 19) - 1);
-}
-
 template <typename T>
 __device__ __forceinline__ T sum_of_warps(const T (&parts)[kBookWarps]) {
   T sum = 0;
 #pragma unroll
   for (int w = 0; w < kBookWarps; ++w) sum += parts[w];
   return sum;
-}
-
-// Candidate `round` of this thread's set of `parts` neighbouring lanes.
-struct CandidateTurn {
-  int i, part;
-  bool there;
-  __device__ CandidateTurn(int thread, int round, int parts, int count) {
-    i = thread / parts + round * (kBookThreads / parts);
-    part = thread % parts;
-    there = i < count;
-  }
-  __device__ bool first() const { return there && part == 0; }
-};
-template <typename T>
-__device__ __forceinline__ T sum_of_parts(T v, int parts) {
-  for (int d = parts / 2; d > 0; d /= 2) v += __shfl_xor_sync(kAllLanes, v, d);
-  return v;
 }
 
 // Draws every book's code into s.row, by the whole block.
@@ -187,11 +137,7 @@ __device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, 
     const uint64_t both = id < tokens ? score_and_id(x[j], id) : 0;
     best = both > best ? both : best;
   }
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) {
-    const uint64_t other = __shfl_xor_sync(kAllLanes, best, d);
-    best = other > best ? other : best;
-  }
+  best = warp_max(best);
   if (lane == 0) book.best[warp] = best;
   if (thread == kBookThreads - 1)
     book.uniform = philox_uniform(state.seed, state.stream, state.counter + index);
@@ -208,19 +154,14 @@ __device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, 
     x[j] = draws ? top - x[j] : INFINITY;  // from here on the distance
     weight[j] = fixed_weight(x[j]);
     sum += weight[j];
-    if (x[j] < INFINITY) atomicAdd(&book.bins[distance_bin(x[j])], 1u);
+    if (x[j] < INFINITY) atomicAdd(&book.bins[BookBins::of(x[j])], 1u);
   }
-  sum = warp_sum_fixed(sum);
+  sum = warp_sum(sum);
   if (lane == 0) book.sum[warp] = sum;
   __syncthreads();
   sum = sum_of_warps(book.sum);
   const uint32_t here = book.bins[thread];
-  uint32_t upto = here;
-#pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    const uint32_t lower = __shfl_up_sync(kAllLanes, upto, d);
-    if (lane >= d) upto += lower;
-  }
+  uint32_t upto = warp_prefix_sum(here);
   if (lane == 31) book.counts[warp] = upto;
   __syncthreads();
 #pragma unroll
@@ -229,7 +170,7 @@ __device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, 
   if (upto - here < wanted && wanted <= upto) book.bin = thread;
   __syncthreads();
 
-  const float bound = farthest_of_bin(book.bin);
+  const float bound = BookBins::end(book.bin);
 #pragma unroll
   for (int j = 0; j < kPerThread; ++j) {
     if (!(x[j] < INFINITY && x[j] <= bound)) continue;
@@ -243,7 +184,7 @@ __device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, 
   // Top-p, then top-k. Among equal scores the one with the larger id counts as better, as in a
   // stable ascending sort.
   const int count = book.count, safe = max(state.min_keep, 1);
-  const double limit = all || state.top_p >= 1 ? -1.0 : (1.0 - state.top_p) * sum;
+  const double limit = all ? -1.0 : top_p_limit(state.top_p, sum);
   int parts = 32;
   while (parts > 1 && parts * count > kBookThreads) parts /= 2;
   const int round_size = kBookThreads / parts;
@@ -252,7 +193,7 @@ __device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, 
   for (int r = 0; r < kPerThread; ++r) {
     kept[r] = false;
     if (r * round_size >= count) continue;
-    const CandidateTurn turn(thread, r, parts, count);
+    const BookTurn turn(thread, r, parts, count);
     const float mine = turn.there ? book.distance[turn.i] : INFINITY;
     const int id = turn.there ? book.id[turn.i] : 0;
     int rank = 0;
@@ -264,8 +205,8 @@ __device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, 
       rank += better;
       above += better ? book.weight[i] : 0;
     }
-    rank = sum_of_parts(rank, parts);
-    above = sum_of_parts(above, parts);
+    rank = turn.sum(rank);
+    above = turn.sum(above);
     kept[r] = turn.first() && (rank < safe || static_cast<double>(sum - above) > limit);
     if (kept[r] && rank == k - 1) book.kth = mine;
   }
@@ -277,7 +218,7 @@ __device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, 
   for (int r = 0; r < kPerThread; ++r) {
     distance[r] = INFINITY;
     if (!kept[r]) continue;
-    const CandidateTurn turn(thread, r, parts, count);
+    const BookTurn turn(thread, r, parts, count);
     const bool barred = !may_end && book.id[turn.i] == tokens - 1;
     if (book.distance[turn.i] <= book.kth && !barred) distance[r] = book.distance[turn.i];
     least = fminf(least, distance[r]);
@@ -291,28 +232,27 @@ __device__ inline void draw_rows(const float (&logits)[kPerThread], int tokens, 
   sum = 0;
 #pragma unroll
   for (int r = 0; r < kPerThread; ++r) {
-    const CandidateTurn turn(thread, r, parts, count);
+    const BookTurn turn(thread, r, parts, count);
     weight[r] = distance[r] < INFINITY ? fixed_weight(distance[r] - least) : 0;
     sum += weight[r];
     if (turn.first()) book.weight[turn.i] = weight[r];
   }
-  sum = warp_sum_fixed(sum);
+  sum = warp_sum(sum);
   if (lane == 0) book.kept[warp] = sum;
   __syncthreads();
 
   // Inverse CDF in the order of the ids.
   sum = sum_of_warps(book.kept);
-  const auto target =
-      static_cast<uint64_t>(static_cast<double>(book.uniform) * static_cast<double>(sum));
+  const uint64_t target = cdf_target(book.uniform, sum);
 #pragma unroll
   for (int r = 0; r < kPerThread; ++r) {
     if (r * round_size >= count) continue;
-    const CandidateTurn turn(thread, r, parts, count);
+    const BookTurn turn(thread, r, parts, count);
     const int id = turn.there ? book.id[turn.i] : 0;
     uint64_t before = 0;
 #pragma unroll 4
     for (int i = turn.part; i < count; i += parts) before += book.id[i] < id ? book.weight[i] : 0;
-    before = sum_of_parts(before, parts);
+    before = turn.sum(before);
     if (turn.first() && before <= target && target - before < weight[r]) s.row[index] = id;
   }
 }

@@ -15,8 +15,7 @@
 // and can be taken by any thread.
 #pragma once
 
-#include "cuda/device.cuh"
-#include "cuda/philox.cuh"
+#include "cuda/draw.cuh"
 #include "cuda/token_sampling.h"
 
 namespace minicpmo::cuda {
@@ -26,10 +25,10 @@ constexpr int kChunk = 4 * kScoreThreads;  // of a block
 constexpr int kGroup = 32, kChunkGroups = kChunk / kGroup;
 constexpr int kMaximaPerThread = TokenSampler::kMaxVocabulary / kGroup / kChooseThreads;
 constexpr int kCandidates = 2 * kChooseThreads;
-constexpr int kBins = 2 * kChooseThreads;
-constexpr int kTried = 256;                     // best tokens, with top-k off
-constexpr uint32_t kFirstBin = (127 - 8) << 7;  // distances of 2^-8 to 2^8, 128 bins an octave
-constexpr unsigned kWholeWarp = 0xffffffffu;
+using TokenBins = DistanceBins<7>;
+static_assert(TokenBins::kCount == 2 * kChooseThreads);
+using TokenTurn = CandidateTurn<kChooseThreads>;
+constexpr int kTried = 256;  // best tokens, with top-k off
 
 struct TokenArgs {
   const float* logits;  // (vocabulary)
@@ -37,32 +36,9 @@ struct TokenArgs {
   int32_t* penalised;  // (most_penalised)
   float* scores;       // (chunks kChunk): penalised logits; -inf: not a number, or not there
   float* maxima;       // (chunks kChunkGroups)
-  uint64_t* best;      // (chunks): see packed()
+  uint64_t* best;      // (chunks): see score_and_id()
   int chunks, vocabulary, most_penalised;
 };
-
-// The higher score, then the lower id, is the larger number. x: not NaN.
-__device__ __forceinline__ uint64_t packed(float x, int id) {
-  const uint32_t bits = __float_as_uint(x + 0.0F);  // -0 is 0
-  const uint32_t ordered = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
-}
-__device__ __forceinline__ float packed_score(uint64_t p) {
-  const auto ordered = static_cast<uint32_t>(p >> 32);
-  return __uint_as_float(ordered >> 31 != 0 ? ordered & 0x7fffffffu : ~ordered);
-}
-__device__ __forceinline__ int packed_id(uint64_t p) {
-  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(p));
-}
-
-__device__ __forceinline__ uint64_t warp_max_packed(uint64_t v) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) {
-    const uint64_t other = __shfl_xor_sync(kWholeWarp, v, d);
-    v = other > v ? other : v;
-  }
-  return v;
-}
 
 // Marks, in a bit for each token of this block's chunk, the penalised ones.
 __device__ inline void mark_penalised(const TokenArgs& args, uint32_t* marks) {
@@ -103,14 +79,14 @@ __global__ void __launch_bounds__(kScoreThreads) score_tokens_kernel(const Token
     if (mine >> i & 1u) x[i] = x[i] < 0 ? x[i] * penalty : x[i] / penalty;
     if (x[i] != x[i]) x[i] = -INFINITY;
     most = fmaxf(most, x[i]);
-    const uint64_t p = packed(x[i], first + i);
+    const uint64_t p = score_and_id(x[i], first + i);
     best = p > best ? p : best;
   }
   *reinterpret_cast<float4*>(args.scores + first) = make_float4(x[0], x[1], x[2], x[3]);
 #pragma unroll
-  for (int d = 1; d < kGroup / 4; d *= 2) most = fmaxf(most, __shfl_xor_sync(kWholeWarp, most, d));
+  for (int d = 1; d < kGroup / 4; d *= 2) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, d));
   if (at % kGroup == 0) args.maxima[first / kGroup] = most;
-  best = warp_max_packed(best);
+  best = warp_max(best);
   if (lane == 0) warp_best[warp] = best;
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -123,7 +99,7 @@ struct ChooseShared {
   int32_t id[kCandidates];
   uint64_t weight[kCandidates];
   uint16_t groups[kCandidates];
-  uint32_t bins[kBins];
+  uint32_t bins[TokenBins::kCount];
   uint64_t words[kChooseWarps];
   uint32_t counts[kChooseWarps];
   uint32_t bin, group_count, count;
@@ -132,18 +108,12 @@ struct ChooseShared {
   uint32_t dropped;  // not 0: top-p dropped a candidate
 };
 
-__device__ __forceinline__ uint64_t warp_sum_words(uint64_t v) {
-#pragma unroll
-  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(kWholeWarp, v, d);
-  return v;
-}
-
 __device__ inline uint64_t block_sum(uint64_t v, ChooseShared& s) {
-  v = warp_sum_words(v);
+  v = warp_sum(v);
   __syncthreads();
   if (threadIdx.x % 32 == 0) s.words[threadIdx.x / 32] = v;
   __syncthreads();
-  return warp_sum_words(s.words[threadIdx.x % 32]);
+  return warp_sum(s.words[threadIdx.x % 32]);
 }
 
 // How the scores become probabilities. z = (top - score) / temperature >= 0, infinite for what has
@@ -159,39 +129,13 @@ struct Softmax {
   __device__ float z(float score) const { return scaled(distance(score)); }
 };
 
-constexpr double kOne = 0x1p44;
-
-// Tokens dropped by top-p have at most this much probability together, themselves included; -1: all
-// stay. (The best one stays anyway.)
-__device__ __forceinline__ double top_p_limit(double top_p, uint64_t sum) {
-  return top_p >= 1 ? -1.0 : (1.0 - top_p) * static_cast<double>(sum);
-}
-
-__device__ __forceinline__ uint64_t cdf_target(float uniform, uint64_t sum) {
-  return static_cast<uint64_t>(static_cast<double>(uniform) * static_cast<double>(sum));
-}
-
 // --- candidates
-
-__device__ __forceinline__ uint32_t bin_of(float distance) {
-  const uint32_t bits = __float_as_uint(distance) >> 16;
-  return bits < kFirstBin ? 0 : min(bits - kFirstBin, kBins - 1u);
-}
-// The largest distance of a bin.
-__device__ __forceinline__ float bin_end(uint32_t bin) {
-  return bin >= kBins - 1u ? INFINITY : __uint_as_float(((bin + 1 + kFirstBin) << 16) - 1);
-}
 
 // Sets s.bin to the bin that holds the k-th of the counted values; two bins a thread.
 __device__ inline void find_bin(uint32_t k, ChooseShared& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const uint32_t low = s.bins[2 * threadIdx.x], high = s.bins[2 * threadIdx.x + 1];
-  uint32_t upto = low + high;
-#pragma unroll
-  for (int d = 1; d < 32; d *= 2) {
-    const uint32_t lower = __shfl_up_sync(kWholeWarp, upto, d);
-    if (lane >= d) upto += lower;
-  }
+  uint32_t upto = warp_prefix_sum(low + high);
   if (lane == 31) s.counts[warp] = upto;
   __syncthreads();
   for (int i = 0; i < warp; ++i) upto += s.counts[i];
@@ -205,7 +149,7 @@ __device__ inline bool collect_candidates(const TokenArgs& args, const Softmax& 
                                           const float (&maxima)[kMaximaPerThread],
                                           ChooseShared& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const float end = bin_end(s.bin), bound = softmax.scaled(end);
+  const float end = TokenBins::end(s.bin), bound = softmax.scaled(end);
   // A larger distance can only round to the same z if z has lost its precision.
   const float reach = bound < 1e-30F ? INFINITY : end * 1.00001F;
 #pragma unroll
@@ -240,23 +184,6 @@ __device__ inline bool collect_candidates(const TokenArgs& args, const Softmax& 
   return s.count <= kCandidates;
 }
 
-// Candidate `round` of this thread's set of `parts` neighbouring lanes.
-struct Turn {
-  int i, part, parts, count;
-  bool there;
-  __device__ Turn(int round, int parts_, int count_) : parts(parts_), count(count_) {
-    i = threadIdx.x / parts + round * (kChooseThreads / parts);
-    part = threadIdx.x % parts;
-    there = i < count;
-  }
-  __device__ bool first() const { return there && part == 0; }
-  template <typename T>
-  __device__ T sum(T v) const {
-    for (int d = parts / 2; d > 0; d /= 2) v += __shfl_xor_sync(kWholeWarp, v, d);
-    return v;
-  }
-};
-
 // Top-k, top-p and the draw among the candidates; sets s.token. Among equal scores the larger id
 // counts as better, as in a stable ascending sort. With top-k off (k <= 0) `total` is the weight of
 // all tokens; false: tokens that are no candidates may matter.
@@ -270,7 +197,7 @@ __device__ inline bool choose_candidate(int k, double top_p, uint64_t total, Cho
   float z[kRounds];
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
-    const Turn turn(r, parts, count);
+    const TokenTurn turn(threadIdx.x, r, parts, count);
     z[r] = turn.there ? s.z[turn.i] : INFINITY;
     weight[r] = turn.first() ? s.weight[turn.i] : 0;
     const int id = turn.there ? s.id[turn.i] : 0;
@@ -301,7 +228,7 @@ __device__ inline bool choose_candidate(int k, double top_p, uint64_t total, Cho
   uint64_t kept = 0;
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
-    const Turn turn(r, parts, count);
+    const TokenTurn turn(threadIdx.x, r, parts, count);
     if (turn.first() && rank[r] > 0 && !(static_cast<double>(all - above[r]) > limit)) {
       weight[r] = 0;
       atomicOr(&s.dropped, 1u);
@@ -313,7 +240,7 @@ __device__ inline bool choose_candidate(int k, double top_p, uint64_t total, Cho
   if (k <= 0 && s.dropped == 0) return false;
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
-    const Turn turn(r, parts, count);
+    const TokenTurn turn(threadIdx.x, r, parts, count);
     if (r * (kChooseThreads / parts) >= count) break;
     const int id = turn.there ? s.id[turn.i] : 0;
     uint64_t before = 0;
@@ -347,10 +274,6 @@ __device__ uint64_t sum_tokens(const TokenArgs& args, ChooseShared& s, Value val
   return block_sum(sum, s);
 }
 
-__device__ __forceinline__ uint64_t rough_weight(float z) {
-  return static_cast<uint64_t>(expf(-z) * static_cast<float>(kOne));
-}
-
 // The largest z >= 0 for which holds(z), which is true up to some z and false from there on; 0 if
 // there is none.
 template <typename Holds>
@@ -379,17 +302,17 @@ __device__ inline Kept keep_tokens(const TokenArgs& args, int k, double top_p, C
     });
     kth = kth < INFINITY ? kth : INFINITY;
   }
-  if (top_p >= 1) return {kth, rough_weight(kth), 0};
+  if (top_p >= 1) return {kth, fixed_weight(kth), 0};
   // of those kept by top-k
   const auto from = [&](float v) {
-    return sum_tokens(args, s, [&](float z) { return z >= v && z <= kth ? rough_weight(z) : 0; });
+    return sum_tokens(args, s, [&](float z) { return z >= v && z <= kth ? fixed_weight(z) : 0; });
   };
   const uint64_t all = from(0);
   const auto limit = static_cast<uint64_t>(min(top_p_limit(top_p, all), static_cast<double>(all)));
   const float cut = bisect([&](float v) { return v < INFINITY && from(v) > limit; });
   const uint64_t beyond = from(__uint_as_float(__float_as_uint(cut) + 1));
   const uint64_t equal = sum_tokens(args, s, [&](float z) -> uint64_t { return z == cut ? 1 : 0; });
-  const uint64_t weight = rough_weight(cut);
+  const uint64_t weight = fixed_weight(cut);
   return {cut, weight, min((limit - beyond) / weight, equal - 1)};
 }
 
@@ -401,11 +324,11 @@ __device__ inline void choose_any(const TokenArgs& args, int k, double top_p, Ch
   uint64_t sum = 0, equal = 0;
   for (int i = begin + lane; i < begin + each; i += 32) {
     const float z = __ldcg(args.scores + i);
-    if (z < kept.cut) sum += rough_weight(z);
+    if (z < kept.cut) sum += fixed_weight(z);
     equal += z == kept.cut && z < INFINITY ? 1 : 0;
   }
-  sum = warp_sum_words(sum);
-  equal = warp_sum_words(equal);
+  sum = warp_sum(sum);
+  equal = warp_sum(equal);
   __syncthreads();
   if (lane == 0) {
     s.words[warp] = sum;
@@ -426,22 +349,16 @@ __device__ inline void choose_any(const TokenArgs& args, int k, double top_p, Ch
     for (int i = begin + lane;; i += 32) {
       const float z = __ldcg(args.scores + i);
       const bool tie = z == kept.cut && z < INFINITY;
-      const unsigned ties = __ballot_sync(kWholeWarp, tie);
+      const unsigned ties = __ballot_sync(kAllLanes, tie);
       const uint64_t order = equal_before + __popc(ties & ((1u << lane) - 1));
       const bool in = z < kept.cut || (tie && order >= kept.dropped);
-      uint64_t upto = in ? rough_weight(z) : 0;
-#pragma unroll
-      for (int d = 1; d < 32; d *= 2) {
-        const uint64_t lower = __shfl_up_sync(kWholeWarp, upto, d);
-        if (lane >= d) upto += lower;
-      }
-      upto += before;
-      const unsigned hits = __ballot_sync(kWholeWarp, upto > target);
+      const uint64_t upto = before + warp_prefix_sum(in ? fixed_weight(z) : 0);
+      const unsigned hits = __ballot_sync(kAllLanes, upto > target);
       if (hits != 0) {
         if (lane == __ffs(static_cast<int>(hits)) - 1) s.token = i;
         break;
       }
-      before = __shfl_sync(kWholeWarp, upto, 31);
+      before = __shfl_sync(kAllLanes, upto, 31);
       equal_before += __popc(ties);
     }
   }
@@ -470,7 +387,7 @@ __global__ void __launch_bounds__(kChooseThreads) choose_token_kernel(const Toke
   let_next_start();
   s.bins[threadIdx.x] = s.bins[threadIdx.x + kChooseThreads] = 0;
   if (threadIdx.x == 0) {
-    s.bin = kBins - 1;
+    s.bin = TokenBins::kCount - 1;
     s.group_count = s.count = 0;
     s.kth = INFINITY;
     s.token = 0;
@@ -491,14 +408,14 @@ __global__ void __launch_bounds__(kChooseThreads) choose_token_kernel(const Toke
     s.uniform = philox_uniform(__ldcg(&args.state->seed), __ldcg(&args.state->stream),
                                __ldcg(&args.state->counter));
   }
-  best = warp_max_packed(best);
+  best = warp_max(best);
   if (threadIdx.x % 32 == 0) s.words[threadIdx.x / 32] = best;
   __syncthreads();
-  best = warp_max_packed(s.words[threadIdx.x % 32]);
-  const Softmax softmax{packed_score(best), temperature};
+  best = warp_max(s.words[threadIdx.x % 32]);
+  const Softmax softmax{score_of(best), temperature};
   const bool random = temperature > 0;
   if (!random || softmax.top == -INFINITY) {  // the second: nothing to choose from
-    if (threadIdx.x == 0) take_token(args, packed_id(best), random);
+    if (threadIdx.x == 0) take_token(args, id_of(best), random);
     return;
   }
   const int keep = k < args.vocabulary ? max(k, 0) : 0;  // 0: all
@@ -506,7 +423,7 @@ __global__ void __launch_bounds__(kChooseThreads) choose_token_kernel(const Toke
   if (keep > 0 || top_p < 1) {
 #pragma unroll
     for (int j = 0; j < kMaximaPerThread; ++j) {
-      if (maxima[j] > -INFINITY) atomicAdd(&s.bins[bin_of(softmax.distance(maxima[j]))], 1u);
+      if (maxima[j] > -INFINITY) atomicAdd(&s.bins[TokenBins::of(softmax.distance(maxima[j]))], 1u);
     }
     __syncthreads();
     find_bin(static_cast<uint32_t>(keep > 0 ? keep : kTried), s);
@@ -516,7 +433,7 @@ __global__ void __launch_bounds__(kChooseThreads) choose_token_kernel(const Toke
     choose_candidate(keep, top_p, 0, s);
   } else {
     scale_scores(args, softmax);
-    if (chosen) chosen = choose_candidate(0, top_p, sum_tokens(args, s, rough_weight), s);
+    if (chosen) chosen = choose_candidate(0, top_p, sum_tokens(args, s, fixed_weight), s);
     if (!chosen) choose_any(args, keep, top_p, s);
   }
   if (threadIdx.x == 0) take_token(args, s.token, true);

@@ -32,10 +32,6 @@ __device__ __forceinline__ void wait_for_groups() {
 #endif
 }
 
-__device__ __forceinline__ float gelu(float x) {
-  return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
-}
-
 __device__ __forceinline__ float dot4(const float4& a, const float4& b, float sum) {
   return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
 }
@@ -263,24 +259,15 @@ __device__ __forceinline__ float4 load_sum(const SumArgs& from, int frame, int f
   return sum;
 }
 
-__device__ __forceinline__ float block_sum(float v, float* warps) {
-  v = warp_sum(v);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
-  __syncthreads();
-  float sum = 0;
-  for (int i = 0; i < static_cast<int>(blockDim.x) / 32; ++i) sum += warps[i];
-  return sum;
-}
-
 // Threads that hold no channels (`idle`) take part in the barriers only.
 __device__ __forceinline__ float4 normalise(const MixArgs& args, int channel, bool idle, float4 v) {
-  __shared__ float warps[32];
+  __shared__ float scratch[32];
+  const int warps = blockDim.x / 32;
   const float4 gain = load4(args.norm, channel), bias = load4(args.norm_bias, channel);
   const float width = static_cast<float>(args.width);
-  const float mean = block_sum(idle ? 0 : v.x + v.y + v.z + v.w, warps) / width;
+  const float mean = block_sum(idle ? 0 : v.x + v.y + v.z + v.w, scratch, warps) / width;
   v = make_float4(v.x - mean, v.y - mean, v.z - mean, v.w - mean);
-  const float variance = block_sum(idle ? 0 : dot4(v, v, 0), warps) / width;
+  const float variance = block_sum(idle ? 0 : dot4(v, v, 0), scratch, warps) / width;
   const float scale = 1 / sqrtf(variance + 1e-6f);
   return make_float4(fmaf(v.x * scale, gain.x, bias.x), fmaf(v.y * scale, gain.y, bias.y),
                      fmaf(v.z * scale, gain.z, bias.z), fmaf(v.w * scale, gain.w, bias.w));
