@@ -21,6 +21,9 @@ inline bool is_serialized(GstEvent* event) {
 class HeldEvents {
  public:
   void hold(EventPtr event, uint64_t position) { events_.emplace_back(std::move(event), position); }
+  bool due(uint64_t position) const {
+    return !events_.empty() && events_.front().second <= position;
+  }
   // Pushes those whose data has gone out.
   void push_until(GstPad* pad, uint64_t position) {
     while (!events_.empty() && events_.front().second <= position) {

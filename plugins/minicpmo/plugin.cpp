@@ -7,6 +7,7 @@ GST_ELEMENT_REGISTER_DECLARE(minicpmollm);
 GST_ELEMENT_REGISTER_DECLARE(minicpmotts);
 GST_ELEMENT_REGISTER_DECLARE(minicpmovocoder);
 GST_ELEMENT_REGISTER_DECLARE(minicpmobin);
+GST_ELEMENT_REGISTER_DECLARE(minicpmoturn);
 
 static gboolean plugin_init(GstPlugin* plugin) {
   gboolean registered = FALSE;
@@ -15,6 +16,7 @@ static gboolean plugin_init(GstPlugin* plugin) {
   registered |= GST_ELEMENT_REGISTER(minicpmotts, plugin);
   registered |= GST_ELEMENT_REGISTER(minicpmovocoder, plugin);
   registered |= GST_ELEMENT_REGISTER(minicpmobin, plugin);
+  registered |= GST_ELEMENT_REGISTER(minicpmoturn, plugin);
   return registered;
 }
 
