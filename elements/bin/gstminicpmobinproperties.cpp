@@ -36,11 +36,13 @@ constexpr Proxied kProxied[] = {
     {"max-new-tokens", "max-new-tokens", kLlm},
     {"context-length", "context-length", kLlm},
     {"timestamp-mode", "timestamp-mode", kLlm},
+    {"resume-false-interruption", "resume-false-interruption", kLlm},
     {"seed", "seed", kLlm | kTts},
     {"compatibility", "compatibility", kLlm | kTts | kVocoder},
     {"speaker", "speaker", kTts},
     {"speech-temperature", "temperature", kTts},
     {"max-codes", "max-codes", kTts},
+    {"headroom", "headroom", kVocoder},
 };
 constexpr guint kStats = std::size(kProxied) + 1;
 

@@ -573,3 +573,11 @@ gboolean gst_minicpmo_element_query_latency(GstPad* sinkpad, GstQuery* query, Gs
   gst_query_set_latency(query, live, min, max);
   return TRUE;
 }
+
+gboolean gst_minicpmo_pad_is_live(GstPad* sinkpad) {
+  const minicpmo::QueryPtr query(gst_query_new_latency());
+  if (!gst_pad_peer_query(sinkpad, query.get())) return FALSE;
+  gboolean live = FALSE;
+  gst_query_parse_latency(query.get(), &live, nullptr, nullptr);
+  return live;
+}

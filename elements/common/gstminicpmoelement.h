@@ -89,3 +89,5 @@ gboolean gst_minicpmo_element_pad_query(GstPad* pad, GstObject* parent, GstQuery
 // For a src pad's query function: when upstream is live, adds `own` to its minimum and maximum
 // latency.
 gboolean gst_minicpmo_element_query_latency(GstPad* sinkpad, GstQuery* query, GstClockTime own);
+// Whether what comes into this pad comes from a live source.
+gboolean gst_minicpmo_pad_is_live(GstPad* sinkpad);

@@ -18,11 +18,18 @@
  * They have no duration, because text does not tell how long it takes to say.
  *
  * A flush of the sink pad stops a running answer at its next token and starts a new session:
- * nothing of the conversation is kept. A flush of text_sink drops the messages that wait. The event
- * minicpmo/interrupt, sent upstream from anywhere behind the element, ends only the running answer;
- * if that is complete and still sounding, the conversation is cut back to the heard-bytes of it
- * that the event tells. Tags of the input end here; of seeks, only flushing ones at normal speed
- * pass.
+ * nothing of the conversation is kept. A flush of text_sink drops the messages that wait. Tags of
+ * the input end here; of seeks, only flushing ones at normal speed pass.
+ *
+ * ## Interruption
+ * An answer ends at its next token when minicpmoturn hears the user (live pipelines only: the turns
+ * of a file are all answered), when the event minicpmo/interrupt comes upstream from behind, or on
+ * the action signal interrupt. In a live pipeline whatever is on its way to the listener is then
+ * flushed, and the conversation is cut back to the words that were heard: minicpmovocoder knows how
+ * much sound has been rendered by now, minicpmotts how many words that were. If it was no speech
+ * after all (minicpmo/turn-cancel: a cough), the answer goes on from the word it stopped at, unless
+ * resume-false-interruption is off. Sinks behind need async=false, or the pipeline falls back to
+ * PAUSED at the flush.
  *
  * Input that does not fit into the model's context is refused with a warning; audio beyond it is
  * not heard, and the turn is answered from what was. A stream that ends with nothing but refused
@@ -40,7 +47,8 @@
  * ## Messages
  * Element message minicpmo/answer at the end of every answer: turn-id (guint64), text (the whole
  * answer), finish (stop, length, context, interrupted, empty), tokens (guint64). PROGRESS (code
- * "load") while the model loads.
+ * "load") while the model loads. Element message minicpmo/barge-in when an answer was not heard to
+ * its end: turn-id, heard-bytes (gint64, of its text; -1: unknown), heard (text).
  */
 #include "llm/gstminicpmollm.h"
 
@@ -69,8 +77,8 @@ GST_DEBUG_CATEGORY(gst_minicpmo_llm_debug);
 namespace {
 
 struct Llm {
-  Llm(GstMiniCpmoElement* element, GstPad* src)
-      : worker(element, src), main(element, &worker, false), text(element, &worker, true) {}
+  Llm(GstMiniCpmoElement* element, GstPad* sink, GstPad* src)
+      : worker(element, sink, src), main(element, &worker, false), text(element, &worker, true) {}
 
   LlmWorker worker;
   LlmInput main;  // of the pad sink
@@ -114,6 +122,8 @@ GType gst_minicpmo_timestamp_mode_get_type(void) {
          "An answer starts at the end of its question: deterministic, for files", "input"},
         {static_cast<int>(TimestampMode::kArrival),
          "Words have the running time at which they come: for live pipelines", "arrival"},
+        {static_cast<int>(TimestampMode::kAuto), "Arrival if the input is live, otherwise input",
+         "auto"},
         {0, nullptr, nullptr}};
     return g_enum_register_static("GstMiniCpmoTimestampMode", values);
   }();
@@ -283,8 +293,16 @@ static bool main_event(GstMiniCpmoLlm* self, EventPtr event) {
       break;
   }
   const GstEventTypeFlags flags = gst_event_type_get_flags(GST_EVENT_TYPE(event.get()));
-  if ((flags & GST_EVENT_TYPE_SERIALIZED) == 0)
-    return gst_pad_push_event(self->srcpad, event.release());
+  if ((flags & GST_EVENT_TYPE_SERIALIZED) == 0) {
+    if (!gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_INTERRUPT))
+      return gst_pad_push_event(self->srcpad, event.release());
+    self->impl->worker.barge_in(gst_minicpmo_event_turn_id(event.get()));
+    return true;
+  }
+  if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_TURN_CANCEL)) {
+    input.forget_partial();
+    return push_event_command(input, Kind::kTurnCancel, std::move(event));
+  }
   Kind kind = Kind::kEvent;
   if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_TURN_START)) kind = Kind::kTurnStart;
   if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_TURN_END)) kind = Kind::kTurnEnd;
@@ -392,10 +410,12 @@ static gboolean src_event(GstPad* pad, GstObject* parent, GstEvent* event) {
 // sink would wait that long for every buffer.
 static gboolean src_query(GstPad* pad, GstObject* parent, GstQuery* query) {
   auto* self = GST_MINICPMO_LLM(parent);
-  if (GST_QUERY_TYPE(query) == GST_QUERY_LATENCY &&
-      self->impl->settings.values().timestamp_mode == TimestampMode::kArrival) {
-    gst_query_set_latency(query, TRUE, 0, GST_CLOCK_TIME_NONE);
-    return TRUE;
+  const TimestampMode mode = self->impl->settings.values().timestamp_mode;
+  if (GST_QUERY_TYPE(query) == GST_QUERY_LATENCY && mode != TimestampMode::kInput) {
+    if (mode == TimestampMode::kArrival || gst_minicpmo_pad_is_live(self->sinkpad)) {
+      gst_query_set_latency(query, TRUE, 0, GST_CLOCK_TIME_NONE);
+      return TRUE;
+    }
   }
   return gst_minicpmo_element_query_default(GST_MINICPMO_ELEMENT(self), pad, query);
 }
@@ -509,6 +529,7 @@ static void set_property(GObject* object, guint id, const GValue* value, GParamS
   const minicpmo::LlmSettingsValues values = impl.settings.values();
   impl.worker.set_options(values.options);
   impl.worker.set_timestamp_mode(values.timestamp_mode);
+  impl.worker.set_resume(values.resume);
   impl.main.set_max_message_bytes(values.max_message_bytes);
   impl.text.set_max_message_bytes(values.max_message_bytes);
 }
@@ -579,5 +600,5 @@ static void gst_minicpmo_llm_init(GstMiniCpmoLlm* self) {
   gst_pad_set_query_function(self->srcpad, GST_DEBUG_FUNCPTR(src_query));
   gst_pad_use_fixed_caps(self->srcpad);
   gst_element_add_pad(GST_ELEMENT(self), self->srcpad);
-  self->impl = new Llm(GST_MINICPMO_ELEMENT(self), self->srcpad);
+  self->impl = new Llm(GST_MINICPMO_ELEMENT(self), self->sinkpad, self->srcpad);
 }

@@ -27,33 +27,66 @@ const char* finish_name(FinishReason finish, bool spoke) {
 
 }  // namespace
 
-// What is known of the answer that runs.
-struct LlmWorker::Answer {
-  guint64 turn_id = 0;
-  guint chunk = 0;
-  uint64_t flushes = 0;  // of the worker when it began
-  guint64 tokens = 0;
-  std::string text;
-  bool spoke = false;  // something of it was pushed as text
-  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
-  GstClockTime model_time = 0;  // spent in the model, not in downstream
-  GstClockTime first_text = GST_CLOCK_TIME_NONE;
-  FinishReason finish = FinishReason::kNone;
-};
+// ---------------------------------------------------------------- turns
+
+void LlmWorker::turn_end(EventPtr event) {
+  const guint64 id = gst_minicpmo_event_turn_id(event.get());
+  if (id != 0) turn_id_ = id;
+  const GstClockTime speech_end = gst_minicpmo_event_speech_end(event.get());
+  if (GST_CLOCK_TIME_IS_VALID(speech_end)) capture_time_ = speech_end;
+  forward(std::move(event));
+  answer();
+}
+
+// Nobody had spoken. What the noise interrupted goes on, and a question that was left unanswered
+// because somebody seemed to go on is answered.
+void LlmWorker::turn_cancel(EventPtr event) {
+  const guint64 id = gst_minicpmo_event_turn_id(event.get());
+  forward(std::move(event));
+  turn_id_ = 0;
+  turn_full_ = false;
+  {
+    std::lock_guard lock(mutex_);
+    if (superseded_ == id) superseded_ = 0;
+  }
+  if (!session_used_ || session_ == nullptr || failed()) return;
+  if (unanswered_ != 0) {
+    turn_id_ = unanswered_;
+    return answer();
+  }
+  const bool resume = may_resume();
+  const Result<void> done = session_->cancel_turn(resume, cancel_);
+  if (!done.ok()) {
+    if (done.error().code != ErrorCode::kCancelled) fail(done.error());
+    return;
+  }
+  if (!resume) return;
+  last_answer_->said_from = static_cast<size_t>(*last_heard_);
+  {
+    std::lock_guard lock(mutex_);
+    ++stats_.resumed;
+  }
+  run_answer(std::move(*last_answer_));
+}
+
+bool LlmWorker::may_resume() const {
+  return resume_ && last_answer_ && last_heard_ && *last_heard_ >= 0 && last_answer_->started;
+}
 
 // ---------------------------------------------------------------- the answer
 
-bool LlmWorker::begin_answering() {
+bool LlmWorker::begin_answering(guint64 turn_id) {
   std::lock_guard lock(mutex_);
   if (flushing_ || !active_) return false;
   answering_ = true;
+  answering_turn_ = turn_id;
   interrupted_ = false;
-  ++stats_.turns;
   return true;
 }
 
 std::optional<int64_t> LlmWorker::end_answering() {
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !interrupting_; });
   answering_ = false;
   if (active_ && !flushing_) cancel_.clear();
   if (!std::exchange(interrupted_, false)) return std::nullopt;
@@ -68,31 +101,56 @@ void LlmWorker::answer() {
   turn_full_ = false;
   if (!ready()) return;
   if (!session_->turn_open()) return finish_answer(answer, "empty");
-  if (!begin_answering()) return;
+  if (is_superseded(answer.turn_id)) {
+    // The user has gone on: what comes is part of the same question.
+    unanswered_ = answer.turn_id;
+    return finish_answer(answer, "interrupted");
+  }
+  unanswered_ = 0;
+  look_upstream();
+  {
+    std::lock_guard lock(mutex_);
+    ++stats_.turns;
+  }
+  run_answer(std::move(answer));
+}
+
+void LlmWorker::run_answer(Answer answer) {
+  last_answer_.reset();
+  last_heard_.reset();
+  if (!begin_answering(answer.turn_id)) return;
   {
     std::lock_guard lock(mutex_);
     answer.flushes = flushes_;
   }
   const Outcome outcome = decode(answer);
   const std::optional<int64_t> heard = end_answering();
+  finish_flush();
   if (outcome == Outcome::kAbandoned) return;
-  if (outcome == Outcome::kInterrupted) {
+  ++answered_;
+  const bool interrupted = outcome == Outcome::kInterrupted;
+  if (interrupted) {
     session_->interrupt(heard.value_or(-1));
     std::lock_guard lock(mutex_);
     ++stats_.interrupted;
-  } else if (heard) {
-    cut_back(*heard);  // the last token was already there
   }
-  ++answered_;
-  finish_answer(answer, outcome == Outcome::kInterrupted
-                            ? "interrupted"
-                            : finish_name(answer.finish, answer.spoke));
+  finish_answer(answer, interrupted ? "interrupted" : finish_name(answer.finish, answer.spoke));
+  last_answer_ = std::move(answer);
+  if (!interrupted && heard) return cut_back(*heard);  // the last token was already there
+  if (!interrupted) return;
+  last_heard_ = heard;
+  report_cut(*last_answer_, heard.value_or(-1));
 }
 
 LlmWorker::Outcome LlmWorker::decode(Answer& answer) {
-  const Result<void> started = session_->start_answer(cancel_);
-  answer.model_time = elapsed_since(answer.start);
-  if (!started.ok()) return after_error(started.error());
+  if (answer.started) {
+    if (const auto outcome = say_again(answer)) return *outcome;
+  } else {
+    const Result<void> started = session_->start_answer(cancel_);
+    answer.model_time = elapsed_since(answer.start);
+    if (!started.ok()) return after_error(started.error());
+    answer.started = true;
+  }
   while (answer.finish == FinishReason::kNone) {
     const auto begin = std::chrono::steady_clock::now();
     const Result<Burst> burst = session_->next_burst(cancel_);
@@ -100,12 +158,18 @@ LlmWorker::Outcome LlmWorker::decode(Answer& answer) {
     if (!burst.ok()) return after_error(burst.error());
     answer.finish = burst->finish;
     answer.tokens += burst->ids.size();
-    const bool said = say(answer, *burst);
-    std::lock_guard lock(mutex_);
-    if (!said || answer.flushes != flushes_ || flushing_ || !active_) return Outcome::kAbandoned;
-    if (interrupted_) return Outcome::kInterrupted;
+    if (const auto outcome = stopped(answer, say(answer, *burst))) return *outcome;
   }
   return Outcome::kDone;
+}
+
+// Whether the answer ends here although there may be more of it.
+std::optional<LlmWorker::Outcome> LlmWorker::stopped(const Answer& answer, bool said) const {
+  std::lock_guard lock(mutex_);
+  if (answer.flushes != flushes_ || flushing_ || !active_) return Outcome::kAbandoned;
+  if (interrupted_) return Outcome::kInterrupted;
+  if (!said) return Outcome::kAbandoned;
+  return std::nullopt;
 }
 
 LlmWorker::Outcome LlmWorker::after_error(const Error& error) {
@@ -121,7 +185,12 @@ LlmWorker::Outcome LlmWorker::after_error(const Error& error) {
 // here.
 bool LlmWorker::say(Answer& answer, const Burst& burst) {
   ensure_started();
-  if (burst.speaker != nullptr && !push_speaker(answer, *burst.speaker)) return false;
+  answer.text += burst.text;
+  answer.burst_ends.push_back(answer.text.size());
+  if (burst.speaker != nullptr) {
+    if (!take_speaker(answer, *burst.speaker)) return false;
+    push_speaker(answer);
+  }
   if (!burst.text.empty()) return push_text(answer, burst.text);
   const GstClockTime now = output_time();
   gst_pad_push_event(src_, gst_event_new_gap(now, GST_CLOCK_TIME_NONE));
@@ -129,34 +198,65 @@ bool LlmWorker::say(Answer& answer, const Burst& burst) {
   return true;
 }
 
-bool LlmWorker::push_speaker(Answer& answer, const Tensor& speaker) {
+bool LlmWorker::take_speaker(Answer& answer, const Tensor& speaker) {
   const auto bytes = speaker.host_bytes();
   if (!bytes.ok()) {
     fail(bytes.error());
     return false;
   }
-  std::vector<float> vector(bytes->size() / sizeof(float));
-  std::memcpy(vector.data(), bytes->data(), vector.size() * sizeof(float));
-  gst_pad_push_event(src_,
-                     gst_minicpmo_event_new_speaker(answer.turn_id, vector.data(), vector.size()));
+  answer.speaker.resize(bytes->size() / sizeof(float));
+  std::memcpy(answer.speaker.data(), bytes->data(), answer.speaker.size() * sizeof(float));
   return true;
 }
 
-bool LlmWorker::push_text(Answer& answer, const std::string& text) {
+void LlmWorker::push_speaker(const Answer& answer) {
+  gst_pad_push_event(src_, gst_minicpmo_event_new_speaker(answer.turn_id, answer.speaker.data(),
+                                                          answer.speaker.size()));
+}
+
+bool LlmWorker::push_text(Answer& answer, std::string_view text) {
   BufferPtr buffer(gst_buffer_new_memdup(text.data(), text.size()));
   GST_BUFFER_PTS(buffer.get()) = output_time();
   if (!answer.spoke) GST_BUFFER_FLAG_SET(buffer.get(), GST_BUFFER_FLAG_DISCONT);
   gst_buffer_add_minicpmo_turn_meta(buffer.get(), answer.turn_id, answer.chunk++,
                                     answer.spoke ? 0 : GST_MINICPMO_TURN_FIRST, capture_time_);
-  if (!answer.spoke) answer.first_text = elapsed_since(answer.start);
+  if (!answer.spoke && !GST_CLOCK_TIME_IS_VALID(answer.first_text))
+    answer.first_text = elapsed_since(answer.start);
   answer.spoke = true;
-  answer.text += text;
-  GST_LOG_OBJECT(element_, "turn %" G_GUINT64_FORMAT ": \"%s\"", answer.turn_id, text.c_str());
+  {
+    std::lock_guard lock(mutex_);
+    sounding_ = {answer.turn_id, static_cast<int64_t>(answer.said_from),
+                 static_cast<int64_t>(answer.text.size())};
+  }
+  GST_LOG_OBJECT(element_, "turn %" G_GUINT64_FORMAT ": \"%.*s\"", answer.turn_id,
+                 static_cast<int>(text.size()), text.data());
   const GstFlowReturn flow = gst_pad_push(src_, buffer.release());
   if (flow == GST_FLOW_OK) return true;
+  if (is_interrupted()) return false;  // the flush is our own
   session_->interrupt(-1);
   fail(flow);
   return false;
+}
+
+// What was not heard of an interrupted answer, from the start of the word on, burst by burst.
+std::optional<LlmWorker::Outcome> LlmWorker::say_again(Answer& answer) {
+  const std::string& text = answer.text;
+  size_t from = std::min(answer.said_from, text.size());
+  while (from > 0 && from < text.size() && !g_ascii_isspace(text[from]) &&
+         !g_ascii_isspace(text[from - 1]))
+    --from;
+  answer.said_from = from;
+  answer.spoke = false;
+  if (answer.speaker.empty()) return std::nullopt;  // interrupted before its first burst
+  ensure_started();
+  push_speaker(answer);
+  for (const size_t end : answer.burst_ends) {
+    if (end <= from) continue;
+    const bool said = push_text(answer, std::string_view(text).substr(from, end - from));
+    if (const auto outcome = stopped(answer, said)) return outcome;
+    from = end;
+  }
+  return std::nullopt;
 }
 
 void LlmWorker::finish_answer(const Answer& answer, const char* finish) {
@@ -193,6 +293,7 @@ void LlmWorker::ensure_started() {
     stream_started_ = true;
   }
   if (segment_sent_) return;
+  look_upstream();
   CapsPtr caps(gst_caps_new_simple("text/x-raw", "format", G_TYPE_STRING, "utf8", nullptr));
   gst_pad_push_event(src_, gst_event_new_caps(caps.get()));
   GstSegment segment;
@@ -203,9 +304,13 @@ void LlmWorker::ensure_started() {
   gst_pad_push_event(src_, event.release());
 }
 
+void LlmWorker::look_upstream() {
+  if (mode_ == TimestampMode::kAuto) upstream_live_ = gst_minicpmo_pad_is_live(sink_);
+}
+
 GstClockTime LlmWorker::output_time() {
   GstClockTime time = turn_end_;
-  if (mode_ == TimestampMode::kArrival) {
+  if (is_live()) {
     const GstClockTime now = gst_element_get_current_running_time(GST_ELEMENT(element_));
     if (GST_CLOCK_TIME_IS_VALID(now)) time = now;
   }

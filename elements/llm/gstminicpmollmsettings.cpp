@@ -22,6 +22,7 @@ enum {
   PROP_VOICE,
   PROP_COMPATIBILITY,
   PROP_TIMESTAMP_MODE,
+  PROP_RESUME_FALSE_INTERRUPTION,
   PROP_MAX_MESSAGE_BYTES,
   PROP_STATS
 };
@@ -113,6 +114,12 @@ void install_stream(GObjectClass* object_class) {
                         GST_TYPE_MINICPMO_TIMESTAMP_MODE, static_cast<int>(defaults.timestamp_mode),
                         kReady));
   g_object_class_install_property(
+      object_class, PROP_RESUME_FALSE_INTERRUPTION,
+      g_param_spec_boolean("resume-false-interruption", "Resume False Interruption",
+                           "Whether an answer that was interrupted goes on when nobody has spoken "
+                           "after all (a cough): from the word it stopped at",
+                           defaults.resume, kPlaying));
+  g_object_class_install_property(
       object_class, PROP_MAX_MESSAGE_BYTES,
       g_param_spec_uint("max-message-bytes", "Maximum Message Bytes",
                         "Longest text message in bytes; longer ones are refused with a warning", 1,
@@ -120,7 +127,8 @@ void install_stream(GObjectClass* object_class) {
   g_object_class_install_property(
       object_class, PROP_STATS,
       g_param_spec_boxed("stats", "Statistics",
-                         "Counted since the element was made: turns, interrupted, tokens, rows "
+                         "Counted since the element was made: turns, interrupted, resumed (after a "
+                         "false interruption), cut-back (not heard to the end), tokens, rows "
                          "(embeddings read), messages, refused, prefill-time and decode-time (ns, "
                          "in the model), gpu-time (ns of them on a GPU) and gpu-prefill-time (of "
                          "that, reading), tokens-per-second; of the last answer: "
@@ -134,10 +142,11 @@ GstStructure* make_stats(const LlmStats& stats) {
   const double rate = seconds > 0 ? static_cast<double>(stats.tokens) / seconds : 0;
   return gst_structure_new(
       "application/x-minicpmollm-stats", "turns", G_TYPE_UINT64, stats.turns, "interrupted",
-      G_TYPE_UINT64, stats.interrupted, "tokens", G_TYPE_UINT64, stats.tokens, "rows",
-      G_TYPE_UINT64, stats.rows, "messages", G_TYPE_UINT64, stats.messages, "refused",
-      G_TYPE_UINT64, stats.refused, "prefill-time", G_TYPE_UINT64, stats.prefill_time,
-      "decode-time", G_TYPE_UINT64, stats.decode_time, "gpu-time", G_TYPE_UINT64, stats.gpu_time,
+      G_TYPE_UINT64, stats.interrupted, "resumed", G_TYPE_UINT64, stats.resumed, "cut-back",
+      G_TYPE_UINT64, stats.cut_back, "tokens", G_TYPE_UINT64, stats.tokens, "rows", G_TYPE_UINT64,
+      stats.rows, "messages", G_TYPE_UINT64, stats.messages, "refused", G_TYPE_UINT64,
+      stats.refused, "prefill-time", G_TYPE_UINT64, stats.prefill_time, "decode-time",
+      G_TYPE_UINT64, stats.decode_time, "gpu-time", G_TYPE_UINT64, stats.gpu_time,
       "gpu-prefill-time", G_TYPE_UINT64, stats.gpu_prefill_time, "tokens-per-second", G_TYPE_DOUBLE,
       rate, "first-text-latency", G_TYPE_UINT64, stats.first_text_latency, "context-used",
       G_TYPE_INT64, stats.context_used, nullptr);
@@ -203,6 +212,9 @@ bool LlmSettings::set(guint id, const GValue* value) {
     case PROP_TIMESTAMP_MODE:
       values_.timestamp_mode = static_cast<TimestampMode>(g_value_get_enum(value));
       return true;
+    case PROP_RESUME_FALSE_INTERRUPTION:
+      values_.resume = g_value_get_boolean(value) != FALSE;
+      return true;
     case PROP_MAX_MESSAGE_BYTES:
       values_.max_message_bytes = g_value_get_uint(value);
       return true;
@@ -247,6 +259,9 @@ bool LlmSettings::get(guint id, GValue* value, const LlmWorker& worker) const {
       return true;
     case PROP_TIMESTAMP_MODE:
       g_value_set_enum(value, static_cast<int>(now.timestamp_mode));
+      return true;
+    case PROP_RESUME_FALSE_INTERRUPTION:
+      g_value_set_boolean(value, now.resume);
       return true;
     case PROP_MAX_MESSAGE_BYTES:
       g_value_set_uint(value, now.max_message_bytes);

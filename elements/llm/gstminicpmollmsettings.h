@@ -14,7 +14,8 @@ namespace minicpmo {
 struct LlmSettingsValues {
   LanguageModelOptions options;  // `voice` is filled in from the file below when the model loads
   std::string voice;             // path, or empty
-  TimestampMode timestamp_mode = TimestampMode::kInput;
+  TimestampMode timestamp_mode = TimestampMode::kAuto;
+  bool resume = true;  // after a false interruption
   guint max_message_bytes = 256 * 1024;
 };
 

@@ -52,16 +52,23 @@ void LlmWorker::start() {
     queue_.push_back(std::move(reset));
     active_ = true;
     flushing_ = false;
-    reset_requested_ = false;
-    cut_back_.reset();
-    eos_queued_ = false;
-    flow_ = GST_FLOW_OK;
-    flow_told_ = false;
+    forget_requests();
     cancel_.clear();
   }
   stream_started_ = false;
   segment_sent_ = false;
   last_output_ = 0;
+}
+
+// What was asked of the last stream. With mutex_ held.
+void LlmWorker::forget_requests() {
+  reset_requested_ = false;
+  cut_back_.reset();
+  sounding_ = {};
+  superseded_ = 0;
+  eos_queued_ = false;
+  flow_ = GST_FLOW_OK;
+  flow_told_ = false;
 }
 
 void LlmWorker::stop() {
@@ -92,11 +99,7 @@ bool LlmWorker::end_flush() {
     reset.kind = LlmCommand::Kind::kReset;
     queue_.push_back(std::move(reset));
     flushing_ = false;
-    reset_requested_ = false;
-    cut_back_.reset();
-    eos_queued_ = false;
-    flow_ = GST_FLOW_OK;
-    flow_told_ = false;
+    forget_requests();
     active = active_;
     if (active) cancel_.clear();
   }
@@ -155,35 +158,15 @@ void LlmWorker::drop_text_sink_messages() {
   changed_.notify_all();
 }
 
-void LlmWorker::interrupt(int64_t heard_bytes) {
-  {
-    std::lock_guard lock(mutex_);
-    if (!active_ || flushing_) return;
-    if (answering_) {
-      interrupted_ = true;
-      heard_bytes_ = heard_bytes;
-      cancel_.set();
-      return;
-    }
-    if (heard_bytes < 0) return;
-    cut_back_ = heard_bytes;
-  }
-  changed_.notify_all();
-}
-
 void LlmWorker::reset_session() {
   {
     std::lock_guard lock(mutex_);
     std::erase_if(queue_, [](const LlmCommand& command) { return is_input(command.kind); });
     reset_requested_ = true;
     cut_back_.reset();
-    if (answering_) {
-      interrupted_ = true;
-      heard_bytes_ = -1;
-      cancel_.set();
-    }
   }
-  changed_.notify_all();
+  interrupt(-1);
+  wake();
 }
 
 void LlmWorker::set_options(const LanguageModelOptions& options) {
@@ -209,9 +192,10 @@ void LlmWorker::add_gpu_time(const LanguageModel& session, LlmStats* stats) {
 std::optional<LlmCommand> LlmWorker::pop() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] {
-    return !active_ || flushing_ || reset_requested_ || cut_back_ || !queue_.empty();
+    return !active_ || flushing_ || flush_started_ || reset_requested_ || cut_back_ ||
+           !queue_.empty();
   });
-  if (!active_ || flushing_) return std::nullopt;
+  if (!active_ || flushing_ || flush_started_) return std::nullopt;
   LlmCommand command;
   if (std::exchange(reset_requested_, false)) {
     command.kind = LlmCommand::Kind::kReset;
@@ -229,6 +213,7 @@ std::optional<LlmCommand> LlmWorker::pop() {
 }
 
 bool LlmWorker::run_once() {
+  finish_flush();
   if (auto command = pop()) {
     const bool done = guard(GST_ELEMENT(element_), false, [&] {
       carry_out(std::move(*command));
@@ -263,13 +248,11 @@ void LlmWorker::carry_out(LlmCommand command) {
     case Kind::kTurnStart:
       turn_id_ = gst_minicpmo_event_turn_id(command.event.get());
       return forward(std::move(command.event));
-    case Kind::kTurnEnd: {
-      const guint64 id = gst_minicpmo_event_turn_id(command.event.get());
-      if (id != 0) turn_id_ = id;
+    case Kind::kTurnEnd:
       if (GST_CLOCK_TIME_IS_VALID(command.end)) turn_end_ = command.end;
-      forward(std::move(command.event));
-      return answer();
-    }
+      return turn_end(std::move(command.event));
+    case Kind::kTurnCancel:
+      return turn_cancel(std::move(command.event));
     case Kind::kEmbeddings:
       return prefill(command);
     case Kind::kMessage:
@@ -334,6 +317,9 @@ void LlmWorker::apply_options() {
 
 void LlmWorker::new_session() {
   if (session_used_ && session_ != nullptr) session_->reset();
+  last_answer_.reset();
+  last_heard_.reset();
+  unanswered_ = 0;
   turn_full_ = false;
   turn_id_ = 0;
   turn_end_ = GST_CLOCK_TIME_NONE;
@@ -342,8 +328,11 @@ void LlmWorker::new_session() {
 
 // The session itself knows whether there is an answer to cut, and that the next turn has not begun.
 void LlmWorker::cut_back(int64_t heard_bytes) {
-  if (heard_bytes < 0) return;
-  if (session_used_ && session_ != nullptr && !failed()) session_->interrupt(heard_bytes);
+  if (heard_bytes < 0 || !session_used_ || session_ == nullptr || failed()) return;
+  session_->interrupt(heard_bytes);
+  if (!last_answer_) return;
+  last_heard_ = heard_bytes;
+  report_cut(*last_answer_, heard_bytes);
 }
 
 void LlmWorker::note_input(const LlmCommand& command) {

@@ -17,6 +17,8 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "common/gst_ptr.h"
 #include "common/gstminicpmoelement.h"
@@ -30,7 +32,7 @@ inline GstClockTime elapsed_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
 }
 
-enum class TimestampMode { kInput, kArrival };
+enum class TimestampMode { kInput, kArrival, kAuto };
 
 struct LlmCommand {
   enum class Kind {
@@ -39,6 +41,7 @@ struct LlmCommand {
     kSegment,      // event: of the input; starts the output if need be
     kTurnStart,    // event: forwarded
     kTurnEnd,      // event: forwarded, then the turn is answered
+    kTurnCancel,   // event: forwarded; the turn is forgotten, and what it interrupted goes on
     kEmbeddings,   // embeddings: one chunk of the user's turn
     kMessage,      // text: ends the user's turn, which is answered
     kRefused,      // error: input that was not taken
@@ -62,6 +65,8 @@ struct LlmCommand {
 struct LlmStats {
   guint64 turns = 0;        // answers begun
   guint64 interrupted = 0;  // of these, ended early
+  guint64 resumed = 0;      // of these, went on because nobody had spoken
+  guint64 cut_back = 0;     // answers of which the end was not heard, and is not remembered
   guint64 tokens = 0;       // sampled
   guint64 rows = 0;         // embeddings read
   guint64 messages = 0;     // text messages read
@@ -76,8 +81,9 @@ struct LlmStats {
 
 class LlmWorker {
  public:
-  // Neither is owned; both outlive the worker.
-  LlmWorker(GstMiniCpmoElement* element, GstPad* src) : element_(element), src_(src) {}
+  // None is owned; all outlive the worker.
+  LlmWorker(GstMiniCpmoElement* element, GstPad* sink, GstPad* src)
+      : element_(element), sink_(sink), src_(src) {}
 
   // The task uses the session only after wait_ready(), so the loader may bring it while the task
   // runs.
@@ -109,23 +115,58 @@ class LlmWorker {
   bool run_once();
 
   // Ends the running answer at its next token. If the last answer is complete but still sounding,
-  // the conversation is cut back to what was heard of it (not with negative `heard_bytes`:
-  // unknown).
+  // the conversation is cut back to what was heard of it. Live (timestamp-mode arrival) what is on
+  // its way to the listener is flushed, and what was heard is asked for, if heard_bytes does not
+  // tell (negative).
   void interrupt(int64_t heard_bytes);
+  // The same because turn `turn_id` begins: answers to the turns before it. Live only: the turns of
+  // a file are all answered.
+  void barge_in(guint64 turn_id);
   // Ends the running answer, drops input that waits, and forgets the conversation.
   void reset_session();
 
   void set_options(const LanguageModelOptions& options);
   void set_timestamp_mode(TimestampMode mode) { mode_ = mode; }
+  void set_resume(bool resume) { resume_ = resume; }
+  // Whether the output is timed by its arrival. With timestamp-mode auto: whether upstream is live,
+  // as it said when it was last asked.
+  bool is_live() const;
   LlmStats stats() const;
 
  private:
   static void add_gpu_time(const LanguageModel& session, LlmStats* stats);
   enum class Outcome { kDone, kInterrupted, kAbandoned };
-  struct Answer;
+  // What is known of an answer.
+  struct Answer {
+    guint64 turn_id = 0;
+    guint chunk = 0;
+    uint64_t flushes = 0;  // of the worker when it began
+    guint64 tokens = 0;
+    std::string text;
+    std::vector<size_t> burst_ends;  // in text
+    std::vector<float> speaker;
+    bool started = false;  // the session has begun it
+    bool spoke = false;    // something of it was pushed as text
+    size_t said_from = 0;  // where in text it was taken up again
+    std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+    GstClockTime model_time = 0;  // spent in the model, not in downstream
+    GstClockTime first_text = GST_CLOCK_TIME_NONE;
+    FinishReason finish = FinishReason::kNone;
+  };
+  struct Heard {
+    int64_t bytes = -1;  // of the answer's text; negative: unknown
+    bool complete = false;
+  };
+  // The answer that may still be on its way to the listener.
+  struct Sounding {
+    guint64 turn_id = 0;     // 0: none
+    int64_t said_from = 0;   // bytes of its text that were heard before it was taken up again
+    int64_t text_bytes = 0;  // pushed, those included
+  };
 
   bool wait_for_room(std::unique_lock<std::mutex>& lock, const LlmCommand& command,
                      const std::atomic<bool>* gone);
+  void forget_requests();
   std::optional<LlmCommand> pop();
   void carry_out(LlmCommand command);
   void forward(EventPtr event);
@@ -144,27 +185,45 @@ class LlmWorker {
   void note_input(const LlmCommand& command);
   void apply_options();
 
+  void turn_end(EventPtr event);
+  void turn_cancel(EventPtr event);
   void answer();
+  void run_answer(Answer answer);
+  bool may_resume() const;
   Outcome decode(Answer& answer);
+  std::optional<Outcome> stopped(const Answer& answer, bool said) const;
   Outcome after_error(const Error& error);
   bool say(Answer& answer, const Burst& burst);
-  bool push_speaker(Answer& answer, const Tensor& speaker);
-  bool push_text(Answer& answer, const std::string& text);
+  bool take_speaker(Answer& answer, const Tensor& speaker);
+  void push_speaker(const Answer& answer);
+  bool push_text(Answer& answer, std::string_view text);
+  std::optional<Outcome> say_again(Answer& answer);
   void finish_answer(const Answer& answer, const char* finish);
-  bool begin_answering();
+  void report_cut(const Answer& answer, int64_t heard_bytes);
+  bool begin_answering(guint64 turn_id);
   // What an interruption meanwhile said was heard; nullopt: there was none.
   std::optional<int64_t> end_answering();
 
+  void stop_answers(guint64 before_turn, int64_t heard_bytes);
+  Heard ask_heard(const Sounding& sounding) const;
+  bool is_interrupted() const;
+  bool is_superseded(guint64 turn_id) const;
+  void finish_flush();
+
   void ensure_started();
+  void look_upstream();
   GstClockTime output_time();
 
   GstMiniCpmoElement* const element_;
+  GstPad* const sink_;
   GstPad* const src_;
   std::unique_ptr<LanguageModel> session_;  // of the task; changed under mutex_
 
   // Set by begin_flush, stop and interrupt; handed to every call of the session.
   CancelFlag cancel_;
-  std::atomic<TimestampMode> mode_{TimestampMode::kInput};
+  std::atomic<TimestampMode> mode_{TimestampMode::kAuto};
+  std::atomic<bool> upstream_live_{false};  // as last seen
+  std::atomic<bool> resume_{true};
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -178,6 +237,11 @@ class LlmWorker {
   bool eos_queued_ = false;
   int64_t heard_bytes_ = -1;
   std::optional<int64_t> cut_back_;  // asked for between answers
+  Sounding sounding_;
+  guint64 answering_turn_ = 0;
+  guint64 superseded_ = 0;      // turns before this one are not answered any more
+  bool interrupting_ = false;   // somebody is about to start a flush of the output
+  bool flush_started_ = false;  // by an interruption; the task ends it
   uint64_t flushes_ = 0;
   GstFlowReturn flow_ = GST_FLOW_OK;  // of the output
   bool flow_told_ = false;            // upstream has seen it
@@ -197,7 +261,10 @@ class LlmWorker {
   GstClockTime turn_end_ = GST_CLOCK_TIME_NONE;
   GstClockTime capture_time_ = GST_CLOCK_TIME_NONE;
   GstClockTime last_output_ = 0;
-  guint64 answered_ = 0;  // since the stream started
+  guint64 answered_ = 0;    // since the stream started
+  guint64 unanswered_ = 0;  // a turn that ended when the next one had begun; 0: none
+  std::optional<Answer> last_answer_;
+  std::optional<int64_t> last_heard_;  // bytes of it; set if it was interrupted
   std::optional<Error> refused_;
 };
 

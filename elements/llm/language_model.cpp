@@ -106,6 +106,7 @@ void LanguageSession::begin_session() {
   queue_.clear();
   queued_rows_ = 0;
   answer_.reset();
+  forget_snapshots();
   if (sessions_ == 0 || options_due()) {
     session_options_ = options_;
     const int64_t voice_rows = options_.voice ? options_.voice->rows() : 0;
@@ -230,6 +231,10 @@ Result<void> LanguageSession::prefill(const std::function<Feed(const Conversatio
                  kWhat};
   }
   RETURN_IF_ERROR(ensure_decoder());
+  if (!conversation_.turn_open()) {
+    before_turn_ = Snapshot{conversation_, answer_, conversation_.length()};
+    before_answer_.reset();
+  }
   const int64_t rows = feed.rows();
   const int64_t prompt = static_cast<int64_t>(weights_->prompts->answer.ids.size());
   Conversation next = conversation_;
@@ -308,6 +313,8 @@ Result<void> LanguageSession::start_answer(const CancelFlag& cancel) {
     ASSIGN_OR_RETURN(const at::Tensor hidden, read(pieces, feed.rows(), cancel));
     queue_.clear();
     queued_rows_ = 0;
+    forget_snapshots();
+    before_answer_ = conversation_;
     conversation_.accept_answer(feed, options_.max_new_tokens);
     const int64_t speaker =
         hidden.size(0) - feed.rows() + static_cast<int64_t>(weights_->prompts->speaker_at);
@@ -359,10 +366,60 @@ Result<Burst> LanguageSession::next_burst(const CancelFlag& cancel) {
 }
 
 void LanguageSession::interrupt(int64_t heard_bytes) {
+  Snapshot before{conversation_, answer_, 0};
   conversation_.interrupt(heard_bytes);
   if (conversation_.turn_open()) return;
   answer_.reset();
   cut_cache();
+  if (before_interruption_) return;
+  before.valid_rows = conversation_.length();
+  before_interruption_ = std::move(before);
+}
+
+void LanguageSession::forget_snapshots() {
+  before_interruption_.reset();
+  before_turn_.reset();
+  before_answer_.reset();
+}
+
+Result<void> LanguageSession::cancel_turn(bool resume, const CancelFlag& cancel) {
+  auto& snapshot = resume && before_interruption_ ? before_interruption_ : before_turn_;
+  if (!snapshot) return {};
+  return run_stage(kWhat, stream_, [&]() -> Result<void> {
+    RETURN_IF_ERROR(restore(*snapshot, cancel));
+    before_turn_.reset();
+    if (resume) before_interruption_.reset();
+    return {};
+  });
+}
+
+Result<void> LanguageSession::restore(Snapshot snapshot, const CancelFlag& cancel) {
+  const auto& ids = snapshot.conversation.fed();
+  const bool answering = snapshot.answer.has_value();
+  int64_t from = snapshot.valid_rows;
+  // The first token of an answer is drawn from the state of the prompt's last row.
+  if (answering && !snapshot.conversation.carried())
+    from = std::min(from, snapshot.conversation.length() - 1);
+  queue_.clear();
+  queued_rows_ = 0;
+  if (decoder_ && from < snapshot.conversation.length()) {
+    decoder_->cache().set_length(from);
+    const Feed lost{{ids.begin() + from, ids.end()}, {}};
+    ASSIGN_OR_RETURN(const at::Tensor states, read({{lost, {}}}, answering ? 1 : 0, cancel));
+  }
+  conversation_ = std::move(snapshot.conversation);
+  answer_ = std::move(snapshot.answer);
+  cut_cache();
+  return {};
+}
+
+void LanguageSession::reopen_turn() {
+  if (!before_answer_) return;
+  conversation_ = std::move(*before_answer_);
+  forget_snapshots();
+  answer_.reset();
+  cut_cache();
+  --answers_;  // as if there had been none
 }
 
 void LanguageSession::reset() {

@@ -69,6 +69,8 @@ class LanguageSession final : public LanguageModel {
   Result<void> start_answer(const CancelFlag& cancel) override;
   Result<Burst> next_burst(const CancelFlag& cancel) override;
   void interrupt(int64_t heard_bytes) override;
+  Result<void> cancel_turn(bool resume, const CancelFlag& cancel) override;
+  void reopen_turn() override;
   void reset() override;
   void set_options(const LanguageModelOptions& options) override { options_ = options; }
   int64_t context_used() const override { return conversation_.length(); }
@@ -91,6 +93,12 @@ class LanguageSession final : public LanguageModel {
     Philox random;
     at::Tensor speaker;  // float32 (1, hidden); undefined after the first burst
   };
+  // What to go back to.
+  struct Snapshot {
+    Conversation conversation;
+    std::optional<Answer> answer;
+    int64_t valid_rows;  // of the cache that still belong to it
+  };
   // One pass over burst tokens: what was sampled, before any of it is kept.
   struct Draft {
     std::vector<int32_t> ids;
@@ -101,6 +109,8 @@ class LanguageSession final : public LanguageModel {
   int64_t capacity_wanted() const;
   bool options_due() const;
   void begin_session();
+  void forget_snapshots();
+  Result<void> restore(Snapshot snapshot, const CancelFlag& cancel);
   void adopt_options();
   Result<void> ensure_decoder();
   void cut_cache();
@@ -124,6 +134,9 @@ class LanguageSession final : public LanguageModel {
   std::vector<Piece> queue_;  // read together with what comes next
   int64_t queued_rows_ = 0;
   std::optional<Answer> answer_;
+  // Before the interruption of the last answer, before the open turn, and before the last answer.
+  std::optional<Snapshot> before_interruption_, before_turn_;
+  std::optional<Conversation> before_answer_;
   int64_t speech_asked_ = 0;  // SpeechGate::asked() when the last burst was handed out
   uint64_t answers_ = 0;
   int64_t sessions_ = 0;

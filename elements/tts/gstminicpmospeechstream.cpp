@@ -76,6 +76,23 @@ SpeechStats SpeechStream::stats() const {
   return stats;
 }
 
+bool SpeechStream::heard(GstQuery* query) const {
+  guint64 samples = 0;
+  gboolean complete = FALSE;
+  if (!gst_pad_peer_query(src_, query) ||
+      !gst_minicpmo_query_get_heard_samples(query, &samples, &complete)) {
+    return false;
+  }
+  std::lock_guard lock(mutex_);
+  const guint64 turn_id = gst_minicpmo_query_turn_id(query);
+  // Nothing of a turn that has not come this far; of one that has gone nobody knows any more.
+  gint64 bytes = turn_id > heard_turn_ ? 0 : -1;
+  if (turn_id == heard_turn_)
+    bytes = heard_.bytes_at(static_cast<int64_t>(samples / kSamplesPerRow));
+  gst_minicpmo_query_set_heard_bytes(query, bytes);
+  return true;
+}
+
 void SpeechStream::reset(bool stopped) {
   if (session_used_ && session_ != nullptr) session_->reset();
   gst_segment_init(&input_, GST_FORMAT_UNDEFINED);
@@ -156,6 +173,7 @@ GstFlowReturn SpeechStream::burst(std::string_view text, GstBuffer* from) {
   {
     std::lock_guard lock(mutex_);
     ++stats_.bursts;
+    heard_.add_text(text);
   }
   return step();
 }
@@ -185,6 +203,8 @@ GstFlowReturn SpeechStream::begin_answer(GstBuffer* from) {
   }
   std::lock_guard lock(mutex_);
   ++stats_.answers;
+  heard_.begin();
+  heard_turn_ = turn_id_;
   return GST_FLOW_OK;
 }
 
@@ -216,8 +236,13 @@ GstFlowReturn SpeechStream::step() {
 
 GstFlowReturn SpeechStream::push_chunk(const CodeChunk& chunk) {
   segment_start_ = segment_start_ || chunk.segment_start;
-  if (chunk.codes == nullptr || chunk.codes->rows() == 0) return GST_FLOW_OK;
-  const auto rows = static_cast<guint64>(chunk.codes->rows());
+  const auto rows = static_cast<guint64>(chunk.codes != nullptr ? chunk.codes->rows() : 0);
+  {
+    std::lock_guard lock(mutex_);
+    heard_.add_rows(static_cast<int64_t>(rows));
+    if (chunk.last) heard_.end();
+  }
+  if (rows == 0) return GST_FLOW_OK;
   BufferPtr buffer(gst_minicpmo_tensor_buffer_new(chunk.codes));
   GST_BUFFER_PTS(buffer.get()) = answer_pts_ + duration_of_rows(answer_rows_);
   answer_rows_ += rows;

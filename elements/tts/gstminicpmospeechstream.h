@@ -14,6 +14,7 @@
 #include "common/gstminicpmoelement.h"
 #include "common/gstminicpmotextinput.h"
 #include "common/stage.h"
+#include "tts/heard_text.h"
 
 namespace minicpmo {
 
@@ -46,6 +47,8 @@ class SpeechStream {
   void set_speaker_file(const char* path);  // nullptr: none
   std::string speaker_file() const;
   SpeechStats stats() const;
+  // Answers minicpmo/heard: what the vocoder counts in samples, in bytes of text.
+  bool heard(GstQuery* query) const;
 
   // Under the sink pad's stream lock. Each returns false when the event could not be sent on.
   GstFlowReturn chain(GstBuffer* buffer);
@@ -79,10 +82,12 @@ class SpeechStream {
   GstPad* const src_;
   std::unique_ptr<SpeechModel> session_;  // changed under mutex_
 
-  mutable std::mutex mutex_;  // guards the next three
+  mutable std::mutex mutex_;  // guards the next five
   SpeechModelOptions options_;
   std::string speaker_file_;
   SpeechStats stats_;
+  HeardText heard_;         // of the last answer
+  guint64 heard_turn_ = 0;  // its turn
 
   // Under the stream lock:
   GstSegment input_;   // as it came

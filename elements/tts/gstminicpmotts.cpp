@@ -139,6 +139,14 @@ static gboolean sink_event(GstPad*, GstObject* parent, GstEvent* data) {
                          [&]() -> gboolean { return handle_event(self, std::move(event)); });
 }
 
+static gboolean sink_query(GstPad* pad, GstObject* parent, GstQuery* query) {
+  auto* self = GST_MINICPMO_TTS(parent);
+  if (gst_minicpmo_query_is_heard(query))
+    return guard<gboolean>(GST_ELEMENT(self), FALSE, [&] { return self->stream->heard(query); });
+  // The caps of the two sides have nothing in common: no CAPS query passes.
+  return gst_minicpmo_element_pad_query(pad, parent, query);
+}
+
 // ---- Properties
 
 static void set_property(GObject* object, guint id, const GValue* value, GParamSpec* spec) {
@@ -287,8 +295,7 @@ static void gst_minicpmo_tts_init(GstMiniCpmoTts* self) {
   self->sinkpad = gst_pad_new_from_static_template(&sink_template, "sink");
   gst_pad_set_chain_function(self->sinkpad, GST_DEBUG_FUNCPTR(chain));
   gst_pad_set_event_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_event));
-  // The caps of the two sides have nothing in common: no CAPS query passes.
-  gst_pad_set_query_function(self->sinkpad, gst_minicpmo_element_pad_query);
+  gst_pad_set_query_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_query));
   gst_element_add_pad(GST_ELEMENT(self), self->sinkpad);
 
   self->srcpad = gst_pad_new_from_static_template(&src_template, "src");

@@ -21,8 +21,47 @@ GstClockTime time_of(uint64_t samples) {
 
 }  // namespace
 
-CodeStream::CodeStream(GstMiniCpmoElement* element, GstPad* srcpad)
-    : element_(element), srcpad_(srcpad), adapter_(gst_adapter_new()) {
+// ---- Playout ----------------------------------------------------------------
+
+void Playout::begin(guint64 turn_id) {
+  turn_id_ = turn_id;
+  ended_ = false;
+  stretches_.clear();
+}
+
+void Playout::add(GstClockTime running_time, uint64_t samples) {
+  if (!stretches_.empty()) {
+    Stretch& last = stretches_.back();
+    const GstClockTime end = last.begin + time_of(last.samples);
+    if (running_time <= end + GST_USECOND) {  // time_of rounds
+      last.samples += samples;
+      return;
+    }
+  }
+  stretches_.push_back({running_time, samples});
+}
+
+uint64_t Playout::samples_at(GstClockTime running_time) const {
+  uint64_t samples = 0;
+  for (const Stretch& stretch : stretches_) {
+    if (running_time <= stretch.begin) break;
+    const uint64_t gone =
+        gst_util_uint64_scale(running_time - stretch.begin, CodeStream::kRate, GST_SECOND);
+    samples += std::min(gone, stretch.samples);
+  }
+  return samples;
+}
+
+bool Playout::complete_at(GstClockTime running_time) const {
+  if (!ended_ || stretches_.empty()) return ended_;
+  const Stretch& last = stretches_.back();
+  return running_time >= last.begin + time_of(last.samples);
+}
+
+// ---- The stream -------------------------------------------------------------
+
+CodeStream::CodeStream(GstMiniCpmoElement* element, GstPad* sinkpad, GstPad* srcpad)
+    : element_(element), sinkpad_(sinkpad), srcpad_(srcpad), adapter_(gst_adapter_new()) {
   gst_segment_init(&segment_, GST_FORMAT_TIME);
 }
 
@@ -58,6 +97,18 @@ VocoderStats CodeStream::stats() const {
   VocoderStats stats = stats_;
   if (session_) stats.gpu_time += session_->gpu_nanoseconds();
   return stats;
+}
+
+bool CodeStream::heard(GstQuery* query) const {
+  const GstClockTime now = gst_element_get_current_running_time(GST_ELEMENT(element_));
+  if (!GST_CLOCK_TIME_IS_VALID(now)) return false;
+  const GstClockTime latency = latency_;
+  const GstClockTime rendered = now - std::min(now, latency);
+  std::lock_guard lock(stats_mutex_);
+  const bool known = playout_.turn_id() == gst_minicpmo_query_turn_id(query);
+  gst_minicpmo_query_set_heard_samples(query, known ? playout_.samples_at(rendered) : 0,
+                                       known && playout_.complete_at(rendered));
+  return true;
 }
 
 size_t CodeStream::held_rows() const {
@@ -120,20 +171,23 @@ bool CodeStream::other(EventPtr event) {
 
 // ---- Answers ---------------------------------------------------------------
 
-// Time is counted from `pts`, or goes on where the last answer ended if that is later.
-GstFlowReturn CodeStream::begin_answer(GstClockTime pts) {
+// Time is counted from `pts`, or goes on where the last answer ended if that is later. Live, the
+// words came some time ago: the sound starts now.
+GstFlowReturn CodeStream::begin_answer(GstClockTime pts, guint64 turn_id) {
   in_answer_ = true;
   first_ = true;
   chunk_ = 0;
-  answer_samples_ = 0;
-  answer_start_ = GST_CLOCK_TIME_IS_VALID(pts) && !counted_ ? pts : segment_.start;
+  stretch_samples_ = 0;
+  stretch_start_ = GST_CLOCK_TIME_IS_VALID(pts) && !counted_ ? pts : segment_.start;
   if (GST_CLOCK_TIME_IS_VALID(end_)) {
     const bool known = GST_CLOCK_TIME_IS_VALID(pts) && !counted_;
-    answer_start_ = known ? std::max(answer_start_, end_) : end_;
+    stretch_start_ = known ? std::max(stretch_start_, end_) : end_;
   }
+  live_ = !counted_ && gst_minicpmo_pad_is_live(sinkpad_);
   session_->reset();
   std::lock_guard lock(stats_mutex_);
   ++stats_.answers;
+  playout_.begin(turn_id);
   return GST_FLOW_OK;
 }
 
@@ -144,7 +198,10 @@ GstFlowReturn CodeStream::finish_answer() {
   if (flow != GST_FLOW_OK) return flow;
   auto tail = session_->flush();
   if (!tail.ok()) return fail(tail.error());
-  return push(*std::move(tail));
+  const GstFlowReturn pushed = push(*std::move(tail));
+  std::lock_guard lock(stats_mutex_);
+  playout_.end();
+  return pushed;
 }
 
 bool CodeStream::answer_end(EventPtr event) {
@@ -175,11 +232,11 @@ GstFlowReturn CodeStream::chain(BufferPtr buffer) {
     flow = finish_answer();
     if (flow != GST_FLOW_OK) return flow;
   }
-  if (!in_answer_) begin_answer(GST_BUFFER_PTS(buffer.get()));
   if (meta != nullptr) {
     turn_id_ = meta->turn_id;
     capture_time_ = meta->capture_time;
   }
+  if (!in_answer_) begin_answer(GST_BUFFER_PTS(buffer.get()), turn_id_);
   const guint flags = meta != nullptr ? meta->flags : 0;
   if ((flags & (GST_MINICPMO_TURN_CHUNK | GST_MINICPMO_TURN_SEGMENT_START)) != 0)
     return decode_chunk(buffer.get(), (flags & GST_MINICPMO_TURN_SEGMENT_START) != 0);
@@ -260,22 +317,42 @@ GstFlowReturn CodeStream::fail(const Error& error) {
   return gst_minicpmo_element_post_error(element_, error);
 }
 
+// An answer starts now, and what comes too late to be rendered in time is put off rather than lost.
+// Live segments start at 0: positions are running times.
+void CodeStream::keep_live() {
+  const GstClockTime now = gst_element_get_current_running_time(GST_ELEMENT(element_));
+  if (!GST_CLOCK_TIME_IS_VALID(now)) return;
+  const GstClockTime pts = stretch_start_ + time_of(stretch_samples_);
+  const GstClockTime latest =
+      first_ ? now + headroom_ : now - std::min<GstClockTime>(now, latency_);
+  if (pts >= latest) return;
+  if (!first_) {
+    GST_INFO_OBJECT(element_, "%" GST_TIME_FORMAT " too late", GST_TIME_ARGS(now - pts));
+    std::lock_guard lock(stats_mutex_);
+    ++stats_.late;
+  }
+  stretch_start_ = now + headroom_;
+  stretch_samples_ = 0;
+}
+
 GstFlowReturn CodeStream::push(TensorPtr pcm) {
   if (pcm == nullptr || pcm->rows() == 0) return GST_FLOW_OK;
   const auto samples = static_cast<uint64_t>(pcm->rows());
   BufferPtr buffer(gst_minicpmo_tensor_buffer_new(std::move(pcm)));
-  const GstClockTime pts = answer_start_ + time_of(answer_samples_);
-  answer_samples_ += samples;
-  end_ = answer_start_ + time_of(answer_samples_);
+  if (live_) keep_live();
+  const GstClockTime pts = stretch_start_ + time_of(stretch_samples_);
+  if (first_ || stretch_samples_ == 0) GST_BUFFER_FLAG_SET(buffer.get(), GST_BUFFER_FLAG_DISCONT);
+  stretch_samples_ += samples;
+  end_ = stretch_start_ + time_of(stretch_samples_);
   GST_BUFFER_PTS(buffer.get()) = pts;
   GST_BUFFER_DURATION(buffer.get()) = end_ - pts;
-  if (first_) GST_BUFFER_FLAG_SET(buffer.get(), GST_BUFFER_FLAG_DISCONT);
   gst_buffer_add_minicpmo_turn_meta(buffer.get(), turn_id_, chunk_++,
                                     first_ ? GST_MINICPMO_TURN_FIRST : 0, capture_time_);
   first_ = false;
   {
     std::lock_guard lock(stats_mutex_);
     stats_.samples += samples;
+    playout_.add(gst_segment_to_running_time(&segment_, GST_FORMAT_TIME, pts), samples);
   }
   GST_LOG_OBJECT(element_, "push %" GST_PTR_FORMAT, buffer.get());
   return gst_pad_push(srcpad_, buffer.release());

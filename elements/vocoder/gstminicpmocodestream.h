@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "common/gst_ptr.h"
 #include "common/gst_stream.h"
@@ -22,8 +23,32 @@ struct VocoderStats {
   guint64 rows = 0;     // code rows decoded
   guint64 samples = 0;  // pushed, at 24 kHz
   guint64 answers = 0;  // begun
+  guint64 late = 0;     // stretches of an answer that came too late, and were put off
   GstClockTime processing_time = 0;
   GstClockTime gpu_time = 0;
+};
+
+// When the samples of an answer are rendered: one stretch, or more if the pipeline could not keep
+// up.
+class Playout {
+ public:
+  void begin(guint64 turn_id);
+  void add(GstClockTime running_time, uint64_t samples);
+  void end() { ended_ = true; }
+  guint64 turn_id() const { return turn_id_; }
+  // Samples of the answer rendered by then.
+  uint64_t samples_at(GstClockTime running_time) const;
+  // Whether that were all.
+  bool complete_at(GstClockTime running_time) const;
+
+ private:
+  struct Stretch {
+    GstClockTime begin;
+    uint64_t samples;
+  };
+  guint64 turn_id_ = 0;
+  bool ended_ = false;
+  std::vector<Stretch> stretches_;
 };
 
 // Methods are for the streaming thread unless they say otherwise.
@@ -33,8 +58,9 @@ class CodeStream {
   static constexpr size_t kChunkRows = 25;  // of the speech model: at most this many rows in a step
   // What the vocoder holds back for the cross-fade with the next chunk.
   static constexpr GstClockTime kHeldBack = GST_SECOND * 2048 / kRate;
+  static constexpr GstClockTime kDefaultHeadroom = 20 * GST_MSECOND;
 
-  CodeStream(GstMiniCpmoElement* element, GstPad* srcpad);
+  CodeStream(GstMiniCpmoElement* element, GstPad* sinkpad, GstPad* srcpad);
 
   // Of the loader thread and of state changes, while nothing streams.
   void open(std::unique_ptr<Vocoder> session);
@@ -54,29 +80,40 @@ class CodeStream {
 
   // From any thread.
   VocoderStats stats() const;
+  // Answers minicpmo/heard with the samples whose time to be rendered has come.
+  bool heard(GstQuery* query) const;
+  // Of the pipeline: how much later than its running time a sample is rendered.
+  void set_latency(GstClockTime latency) { latency_ = latency; }
+  void set_headroom(GstClockTime headroom) { headroom_ = headroom; }
+  GstClockTime headroom() const { return headroom_; }
   void set_compatibility(Compatibility compatibility) { compatibility_ = compatibility; }
   Compatibility compatibility() const { return compatibility_; }
 
  private:
   void negotiate();
-  GstFlowReturn begin_answer(GstClockTime pts);
+  GstFlowReturn begin_answer(GstClockTime pts, guint64 turn_id);
   GstFlowReturn finish_answer();
   GstFlowReturn decode_held(bool drain);
   GstFlowReturn decode_bytes(size_t rows);
   GstFlowReturn decode(const Tensor& codes, bool segment_start);
   GstFlowReturn decode_chunk(GstBuffer* buffer, bool segment_start);
   GstFlowReturn push(TensorPtr pcm);
+  void keep_live();
   GstFlowReturn fail(const Error& error);
   size_t row_bytes() const { return 4 * size_of(type_); }
   size_t held_rows() const;
 
   GstMiniCpmoElement* element_;       // owns this
+  GstPad* sinkpad_;                   // element_'s
   GstPad* srcpad_;                    // element_'s
   std::unique_ptr<Vocoder> session_;  // changed under stats_mutex_
 
   std::atomic<Compatibility> compatibility_{Compatibility::kNone};
-  mutable std::mutex stats_mutex_;  // guards stats_
+  std::atomic<GstClockTime> latency_{0};
+  std::atomic<GstClockTime> headroom_{kDefaultHeadroom};
+  mutable std::mutex stats_mutex_;  // guards the next two
   VocoderStats stats_;
+  Playout playout_;  // of the last answer
 
   // The rest belongs to the streaming thread.
   AdapterPtr adapter_;
@@ -89,13 +126,14 @@ class CodeStream {
   bool in_answer_ = false;
   bool failed_ = false;  // the vocoder failed: nothing more until the stream is reset
   bool first_ = false;   // the next buffer is the first of an answer
+  bool live_ = false;    // upstream is: answers start when they come
   guint64 turn_id_ = 0;
   guint chunk_ = 0;
   GstClockTime capture_time_ = GST_CLOCK_TIME_NONE;
   uint64_t rows_in_ = 0;
   uint64_t rows_out_ = 0;
-  GstClockTime answer_start_ = 0;
-  uint64_t answer_samples_ = 0;
+  GstClockTime stretch_start_ = 0;  // without a hole since
+  uint64_t stretch_samples_ = 0;
   GstClockTime end_ = GST_CLOCK_TIME_NONE;  // of what was pushed in this segment
 };
 

@@ -50,7 +50,7 @@ struct _GstMiniCpmoVocoder {
   CodeStream* stream;
 };
 
-enum { PROP_0, PROP_COMPATIBILITY, PROP_STATS };
+enum { PROP_0, PROP_COMPATIBILITY, PROP_HEADROOM, PROP_STATS };
 
 static GstStaticPadTemplate sink_template = GST_STATIC_PAD_TEMPLATE(
     "sink", GST_PAD_SINK, GST_PAD_ALWAYS,
@@ -134,6 +134,23 @@ static gboolean sink_event(GstPad* pad, GstObject* parent, GstEvent* data) {
   });
 }
 
+static gboolean sink_query(GstPad* pad, GstObject* parent, GstQuery* query) {
+  auto* self = GST_MINICPMO_VOCODER(parent);
+  if (gst_minicpmo_query_is_heard(query)) return self->stream->heard(query);
+  return gst_minicpmo_element_pad_query(pad, parent, query);
+}
+
+// The sinks are told when to render; so we know what has been heard.
+static gboolean src_event(GstPad* pad, GstObject* parent, GstEvent* event) {
+  if (GST_EVENT_TYPE(event) == GST_EVENT_LATENCY) {
+    GstClockTime latency = 0;
+    gst_event_parse_latency(event, &latency);
+    if (GST_CLOCK_TIME_IS_VALID(latency))
+      GST_MINICPMO_VOCODER(parent)->stream->set_latency(latency);
+  }
+  return gst_pad_event_default(pad, parent, event);
+}
+
 static gboolean src_query(GstPad* pad, GstObject* parent, GstQuery* query) {
   auto* self = GST_MINICPMO_VOCODER(parent);
   if (GST_QUERY_TYPE(query) == GST_QUERY_LATENCY)
@@ -149,6 +166,9 @@ static void set_property(GObject* object, guint id, const GValue* value, GParamS
       GST_MINICPMO_VOCODER(object)->stream->set_compatibility(
           static_cast<minicpmo::Compatibility>(g_value_get_enum(value)));
       break;
+    case PROP_HEADROOM:
+      GST_MINICPMO_VOCODER(object)->stream->set_headroom(g_value_get_uint64(value));
+      break;
     default:
       G_OBJECT_WARN_INVALID_PROPERTY_ID(object, id, spec);
   }
@@ -157,8 +177,9 @@ static void set_property(GObject* object, guint id, const GValue* value, GParamS
 static GstStructure* make_stats(const minicpmo::VocoderStats& stats) {
   return gst_structure_new("application/x-minicpmovocoder-stats", "rows", G_TYPE_UINT64, stats.rows,
                            "samples", G_TYPE_UINT64, stats.samples, "answers", G_TYPE_UINT64,
-                           stats.answers, "processing-time", G_TYPE_UINT64, stats.processing_time,
-                           "gpu-time", G_TYPE_UINT64, stats.gpu_time, nullptr);
+                           stats.answers, "late", G_TYPE_UINT64, stats.late, "processing-time",
+                           G_TYPE_UINT64, stats.processing_time, "gpu-time", G_TYPE_UINT64,
+                           stats.gpu_time, nullptr);
 }
 
 static void get_property(GObject* object, guint id, GValue* value, GParamSpec* spec) {
@@ -166,6 +187,9 @@ static void get_property(GObject* object, guint id, GValue* value, GParamSpec* s
   switch (id) {
     case PROP_COMPATIBILITY:
       g_value_set_enum(value, static_cast<int>(self->stream->compatibility()));
+      break;
+    case PROP_HEADROOM:
+      g_value_set_uint64(value, self->stream->headroom());
       break;
     case PROP_STATS:
       g_value_take_boxed(value, make_stats(self->stream->stats()));
@@ -206,10 +230,19 @@ static void gst_minicpmo_vocoder_class_init(GstMiniCpmoVocoderClass* klass) {
                         static_cast<GParamFlags>(G_PARAM_READWRITE | G_PARAM_STATIC_STRINGS |
                                                  GST_PARAM_MUTABLE_READY)));
   g_object_class_install_property(
+      object_class, PROP_HEADROOM,
+      g_param_spec_uint64("headroom", "Headroom",
+                          "In a live pipeline, how long in nanoseconds before it is due an "
+                          "answer's first sound is sent on: for encoders and sinks behind",
+                          0, 10 * GST_SECOND, CodeStream::kDefaultHeadroom,
+                          static_cast<GParamFlags>(G_PARAM_READWRITE | G_PARAM_STATIC_STRINGS |
+                                                   GST_PARAM_MUTABLE_PLAYING)));
+  g_object_class_install_property(
       object_class, PROP_STATS,
       g_param_spec_boxed("stats", "Statistics",
                          "Counted since the element was made: rows (of codes), samples (24 kHz), "
-                         "answers, processing-time (ns), gpu-time (ns of it on a GPU)",
+                         "answers, late (holes in live answers: the model did not keep up), "
+                         "processing-time (ns), gpu-time (ns of it on a GPU)",
                          GST_TYPE_STRUCTURE,
                          static_cast<GParamFlags>(G_PARAM_READABLE | G_PARAM_STATIC_STRINGS)));
 
@@ -224,13 +257,14 @@ static void gst_minicpmo_vocoder_init(GstMiniCpmoVocoder* self) {
   self->sinkpad = gst_pad_new_from_static_template(&sink_template, "sink");
   gst_pad_set_chain_function(self->sinkpad, GST_DEBUG_FUNCPTR(chain));
   gst_pad_set_event_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_event));
-  gst_pad_set_query_function(self->sinkpad, gst_minicpmo_element_pad_query);
+  gst_pad_set_query_function(self->sinkpad, GST_DEBUG_FUNCPTR(sink_query));
   // Caps without dims-order (written by hand) are as good.
   GST_PAD_SET_ACCEPT_INTERSECT(self->sinkpad);
   gst_element_add_pad(GST_ELEMENT(self), self->sinkpad);
 
   self->srcpad = gst_pad_new_from_static_template(&src_template, "src");
   gst_pad_set_query_function(self->srcpad, GST_DEBUG_FUNCPTR(src_query));
+  gst_pad_set_event_function(self->srcpad, GST_DEBUG_FUNCPTR(src_event));
   gst_element_add_pad(GST_ELEMENT(self), self->srcpad);
-  self->stream = new CodeStream(GST_MINICPMO_ELEMENT(self), self->srcpad);
+  self->stream = new CodeStream(GST_MINICPMO_ELEMENT(self), self->sinkpad, self->srcpad);
 }

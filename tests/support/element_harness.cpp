@@ -20,6 +20,7 @@ ElementHarness::ElementHarness(const char* factory, const Setup& setup, const ch
                       probe, this, nullptr);
   }
   harness_ = gst_harness_new_with_element(element_.get(), sink, src);
+  gst_harness_set_live(harness_, FALSE);  // as a file; GstHarness says TRUE
 }
 
 ElementHarness::~ElementHarness() {

@@ -71,7 +71,8 @@ TEST(MiniCpmoBin, PropertiesStandForTheChildrens) {
                FALSE, "system-prompt", "Be brief.", "temperature", 0.5, "top-p", 0.25, "top-k", 3,
                "repetition-penalty", 1.25, "max-new-tokens", 9, "context-length", 512,
                "timestamp-mode", 1, "seed", guint64{5}, "compatibility", 1, "speaker", "/v.f32",
-               "speech-temperature", 0.75, "max-codes", 88, nullptr);
+               "speech-temperature", 0.75, "max-codes", 88, "resume-false-interruption", FALSE,
+               "headroom", guint64{7}, nullptr);
   const auto expect_child = [&](const char* child, const char* property, const char* expected) {
     const ElementPtr element(gst_bin_get_by_name(GST_BIN(bin.get()), child));
     for (GObject* object : {G_OBJECT(element.get())}) {
@@ -103,6 +104,8 @@ TEST(MiniCpmoBin, PropertiesStandForTheChildrens) {
   expect_child("tts", "speaker", "/v.f32");
   expect_child("tts", "temperature", "0.75");
   expect_child("tts", "max-codes", "88");
+  expect_child("llm", "resume-false-interruption", "false");
+  expect_child("vocoder", "headroom", "7");
 
   double temperature = 0, speech = 0;
   guint64 seed = 0;

@@ -116,11 +116,11 @@ class Manual {
       if (!line.empty() && line[0] != ' ') in_properties = line == "Element Properties:";
       std::string words = squeezed(line);
       if (words.empty()) continue;
-      const size_t colon = words.find(" : ");
+      const size_t colon = words.find(": ");
       if (in_properties && line.rfind("  ", 0) == 0 && line[2] != ' ' &&
           colon != std::string::npos) {
-        property = words.substr(0, colon);
-        words = words.substr(colon + 3);
+        property = words.substr(0, words.find_first_of(" :"));
+        words = words.substr(colon + 2);
       }
       (in_properties && !property.empty() ? properties_[property] : rest_) += words + "\n";
     }
@@ -239,7 +239,10 @@ const DescribedProperty kProperties[] = {
      "output voice and text.\""},
     {"voice", "its first 30 s", kReady, "String. Default: null"},
     {"timestamp-mode", "timestamps", kReady,
-     "Enum \"GstMiniCpmoTimestampMode\" Default: 0, \"input\""},
+     "Enum \"GstMiniCpmoTimestampMode\" Default: 2, \"auto\""},
+    {"resume-false-interruption", "a cough", kPlaying, "Boolean. Default: true"},
+    {"headroom", "in nanoseconds", kPlaying,
+     "Unsigned Integer64. Range: 0 - 10000000000 Default: 20000000"},
     {"max-message-bytes", "in bytes", kPlaying,
      "Unsigned Integer. Range: 1 - 67108864 Default: 262144"},
     {"speaker", "raw little-endian float32", kPlaying, "String. Default: null"},
@@ -255,13 +258,13 @@ TEST_F(PluginTest, InspectDescribesEveryProperty) {
       {"minicpmollm",
        {"temperature", "top-p", "top-k", "repetition-penalty", "seed", "max-new-tokens",
         "context-length", "system-prompt", "voice", "compatibility", "timestamp-mode",
-        "max-message-bytes"}},
+        "resume-false-interruption", "max-message-bytes"}},
       {"minicpmotts", {"speaker", "temperature", "seed", "max-codes", "compatibility"}},
-      {"minicpmovocoder", {"compatibility"}},
+      {"minicpmovocoder", {"compatibility", "headroom"}},
       {"minicpmobin",
        {"temperature", "top-p", "top-k", "repetition-penalty", "seed", "max-new-tokens",
-        "context-length", "system-prompt", "voice", "compatibility", "timestamp-mode", "speaker",
-        "speech-temperature", "max-codes"}}};
+        "context-length", "system-prompt", "voice", "compatibility", "timestamp-mode",
+        "resume-false-interruption", "speaker", "speech-temperature", "max-codes", "headroom"}}};
   for (auto [element, names] : expected) {
     names.insert(common.begin(), common.end());
     const Manual manual(run({"gst-inspect-1.0", element}).text);
