@@ -112,6 +112,8 @@ static bool serialized_event(GstMiniCpmoAudioEnc* self, EventPtr event) {
         return framer.turn_start(std::move(event));
       if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_TURN_END))
         return framer.turn_end(std::move(event));
+      if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_TURN_CANCEL))
+        return framer.turn_cancel(std::move(event));
       return framer.other(std::move(event));
   }
 }

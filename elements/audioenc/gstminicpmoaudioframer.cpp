@@ -178,6 +178,19 @@ bool AudioFramer::turn_end(EventPtr event) {
   return other(std::move(event));
 }
 
+bool AudioFramer::turn_cancel(EventPtr event) {
+  if (negotiate() != GST_FLOW_OK) return false;
+  {
+    std::lock_guard lock(stats_mutex_);
+    stats_.dropped_samples += held_samples();
+  }
+  gst_adapter_clear(adapter_.get());
+  samples_out_ = samples_in_;
+  in_turn_ = false;
+  discont_ = true;
+  return other(std::move(event));
+}
+
 bool AudioFramer::eos(EventPtr event) {
   GstFlowReturn flow = negotiate();
   if (flow == GST_FLOW_OK) flow = finish_turn();

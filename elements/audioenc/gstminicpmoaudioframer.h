@@ -47,6 +47,8 @@ class AudioFramer {
   bool gap(EventPtr event);
   bool turn_start(EventPtr event);
   bool turn_end(EventPtr event);
+  // What is held of the turn is dropped.
+  bool turn_cancel(EventPtr event);
   bool eos(EventPtr event);
   // Any other serialized event.
   bool other(EventPtr event);

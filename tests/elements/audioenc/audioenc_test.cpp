@@ -203,6 +203,25 @@ TEST_F(AudioEnc, TurnsAreEncodedByThemselves) {
   EXPECT_EQ(stat("turns"), 2u);
 }
 
+TEST_F(AudioEnc, OfACancelledTurnNothingMoreComes) {
+  start();
+  h_->push_event(gst_minicpmo_event_new_turn_start(1));
+  push(20000, 0.5f, 0);
+  h_->push_event(gst_minicpmo_event_new_turn_cancel(1));
+  push(16000, 0.5f, 2 * GST_SECOND);  // between turns
+  h_->push_event(gst_minicpmo_event_new_turn_start(2));
+  push(8000, 0.25f, 3 * GST_SECOND);
+  h_->push_event(gst_minicpmo_event_new_turn_end(2));
+  EXPECT_EQ(h_->take_order(),
+            (Names{"stream-start", "caps", "segment", "minicpmo/turn-start", "buffer",
+                   "minicpmo/turn-cancel", "minicpmo/turn-start", "buffer", "minicpmo/turn-end"}));
+  const auto buffers = h_->pull_all();
+  ASSERT_EQ(buffers.size(), 2u);
+  EXPECT_EQ(GST_BUFFER_PTS(buffers[1].get()), 3 * GST_SECOND);
+  EXPECT_FLOAT_EQ(floats_of(buffers[1].get())[0], 0.25f);
+  EXPECT_EQ(stat("dropped-samples"), 4000u + 16000u);
+}
+
 TEST_F(AudioEnc, AudioBetweenTurnsIsDropped) {
   start();
   h_->push_event(gst_minicpmo_event_new_turn_start(1));
