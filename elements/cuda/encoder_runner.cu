@@ -7,6 +7,7 @@
 #include "cuda/blas.h"
 #include "cuda/encoder_kernels.cuh"
 #include "cuda/error.h"
+#include "cuda/event.h"
 #include "cuda/graph.h"
 #include "cuda/launch.cuh"
 #include "cuda/memory.h"
@@ -15,19 +16,6 @@ namespace minicpmo::cuda {
 namespace {
 
 constexpr const char* kWhat = "the audio encoder";
-
-class Event {
- public:
-  ~Event() {
-    if (event_ != nullptr) cudaEventDestroy(event_);
-  }
-  cudaError_t create() { return cudaEventCreateWithFlags(&event_, cudaEventDisableTiming); }
-  cudaError_t record(cudaStream_t stream) { return cudaEventRecord(event_, stream); }
-  cudaError_t wait() { return cudaEventSynchronize(event_); }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 // Sizes of one allocation, handed out after it is made.
 class Arena {

@@ -8,6 +8,7 @@
 #include "cuda/blas.h"
 #include "cuda/decode.h"
 #include "cuda/error.h"
+#include "cuda/event.h"
 #include "cuda/graph.h"
 #include "cuda/launch.cuh"
 #include "cuda/memory.h"
@@ -44,25 +45,6 @@ class Pinned {
 
  private:
   PinnedMemory memory_;
-};
-
-class Event {
- public:
-  Event() = default;
-  ~Event() {
-    if (event_ != nullptr) cudaEventDestroy(event_);
-  }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  // A waiting thread sleeps.
-  cudaError_t create() {
-    return cudaEventCreateWithFlags(&event_, cudaEventBlockingSync | cudaEventDisableTiming);
-  }
-  cudaError_t record(cudaStream_t stream) const { return cudaEventRecord(event_, stream); }
-  cudaError_t wait() const { return cudaEventSynchronize(event_); }
-
- private:
-  cudaEvent_t event_ = nullptr;
 };
 
 // Rows and keys of the passes that are graphs: a question's last words with the answer prompt are
@@ -188,8 +170,8 @@ cudaError_t Runner::allocate() {
   RETURN_IF_CUDA_ERROR(penalised_to_send_.allocate(kMaxPenalised));
   RETURN_IF_CUDA_ERROR(drawn_.allocate(kMaxBurst));
   RETURN_IF_CUDA_ERROR(logits_.allocate(spec_.vocab));
-  RETURN_IF_CUDA_ERROR(sent_.create());
-  for (Event& event : drawn_there_) RETURN_IF_CUDA_ERROR(event.create());
+  RETURN_IF_CUDA_ERROR(sent_.create(cudaEventBlockingSync));
+  for (Event& event : drawn_there_) RETURN_IF_CUDA_ERROR(event.create(cudaEventBlockingSync));
   return cudaSuccess;
 }
 

@@ -7,6 +7,7 @@
 
 #include "cuda/decode.h"
 #include "cuda/device.cuh"
+#include "cuda/event.h"
 #include "cuda/graph.h"
 #include "cuda/launch.cuh"
 #include "cuda/prefill.h"
@@ -75,11 +76,6 @@ class GraphedSpeechRunner final : public SpeechRunner {
  public:
   explicit GraphedSpeechRunner(const SpeechRunnerSpec& spec)
       : spec_(spec), stream_(static_cast<cudaStream_t>(spec.options.stream)) {}
-  ~GraphedSpeechRunner() override {
-    for (cudaEvent_t event : {events_[0], events_[1], text_read_}) {
-      if (event != nullptr) cudaEventDestroy(event);
-    }
-  }
 
   cudaError_t init();
   Result<void> begin_segment() override { return check(clear(), "speech model"); }
@@ -110,7 +106,7 @@ class GraphedSpeechRunner final : public SpeechRunner {
   cudaError_t prefill_rows(int rows, int begin);
   cudaError_t run_steps(int steps);
   cudaError_t begin_call(const SpeechCallSpec& call);
-  cudaError_t queue_steps(int steps, cudaEvent_t done);
+  cudaError_t queue_steps(int steps, const Event& done);
   cudaError_t run_call(int steps, const CancelFlag& cancel, bool& cancelled);
   Result<void> check_call(const SpeechCallSpec& call, size_t room) const;
 
@@ -122,8 +118,8 @@ class GraphedSpeechRunner final : public SpeechRunner {
   SpeechCodes codes_;
   DeviceMemory device_, sides_;
   PinnedMemory host_;
-  cudaEvent_t events_[2] = {};       // of the last two groups of steps
-  cudaEvent_t text_read_ = nullptr;  // host_text() may be written again
+  Event events_[2];  // of the last two groups of steps
+  Event text_read_;  // host_text() may be written again
   Graph slice_graph_, call_graph_, steps_graph_, step_graph_;
 };
 
@@ -135,8 +131,8 @@ cudaError_t GraphedSpeechRunner::init() {
                                      audio_start() + kSliceRows, &blas_, stream_));
   RETURN_IF_CUDA_ERROR(step_.init(spec_.shape, weights, true));
   codes_ = {spec_.code_embedding, spec_.tokens};
-  for (cudaEvent_t* event : {&events_[0], &events_[1], &text_read_})
-    RETURN_IF_CUDA_ERROR(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+  for (Event* event : {&events_[0], &events_[1], &text_read_})
+    RETURN_IF_CUDA_ERROR(event->create());
   RETURN_IF_CUDA_ERROR(capture());
   return cudaStreamSynchronize(stream_);
 }
@@ -199,7 +195,7 @@ cudaError_t GraphedSpeechRunner::prefill_rows(int rows, int begin) {
   } else {
     RETURN_IF_CUDA_ERROR(slice_graph_.captured() ? slice_graph_.launch(stream_) : prefill_slice());
   }
-  return cudaEventRecord(text_read_, stream_);
+  return text_read_.record(stream_);
 }
 
 Result<void> GraphedSpeechRunner::prefill_text(std::span<const int32_t> ids, int begin) {
@@ -211,7 +207,7 @@ Result<void> GraphedSpeechRunner::prefill_text(std::span<const int32_t> ids, int
     return Error{ErrorCode::kFailed, "speech model: bad text",
                  std::to_string(rows) + " tokens at " + std::to_string(begin)};
   }
-  RETURN_IF_ERROR(check(cudaEventSynchronize(text_read_), "speech model"));
+  RETURN_IF_ERROR(check(text_read_.wait(), "speech model"));
   *host_text() = {begin, rows};
   std::copy(ids.begin(), ids.end(), host_ids());
   return check(prefill_rows(rows, begin), "speech model: reading text");
@@ -253,10 +249,10 @@ cudaError_t GraphedSpeechRunner::begin_call(const SpeechCallSpec& call) {
                 spec_.code_embedding, spec_.tokens, hidden, step_.x());
 }
 
-cudaError_t GraphedSpeechRunner::queue_steps(int steps, cudaEvent_t done) {
+cudaError_t GraphedSpeechRunner::queue_steps(int steps, const Event& done) {
   const Graph& graph = steps == 1 ? step_graph_ : steps == kGraphSteps ? steps_graph_ : call_graph_;
   RETURN_IF_CUDA_ERROR(graph.captured() ? graph.launch(stream_) : run_steps(steps));
-  return cudaEventRecord(done, stream_);
+  return done.record(stream_);
 }
 
 cudaError_t GraphedSpeechRunner::run_call(int steps, const CancelFlag& cancel, bool& cancelled) {
@@ -268,7 +264,7 @@ cudaError_t GraphedSpeechRunner::run_call(int steps, const CancelFlag& cancel, b
       steps -= group;
       continue;
     }
-    RETURN_IF_CUDA_ERROR(cudaEventSynchronize(events_[done++ % 2]));
+    RETURN_IF_CUDA_ERROR(events_[done++ % 2].wait());
     cancelled = cancelled || cancel.is_set();
     // The next copy may be on its way already; it can only set it.
     const bool ended = std::atomic_ref(received()->ended).load(std::memory_order_relaxed) != 0;
