@@ -42,7 +42,7 @@ struct RunnerOptions {
 };
 
 struct Library {
-  static constexpr uint32_t kVersion = 1;
+  static constexpr uint32_t kVersion = 2;  // goes up when this table or a runner changes
   uint32_t version;
   // Each fails with kSettings if the kernels cannot run these shapes (the caller then stays with
   // ATen), kNoSpace if memory is short.
