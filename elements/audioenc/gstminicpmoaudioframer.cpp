@@ -167,6 +167,7 @@ bool AudioFramer::turn_start(EventPtr event) {
   if (flow != GST_FLOW_OK) return false;
   finish_turn();
   marked_turns_ = true;
+  if (!counted_) expected_pts_ = GST_CLOCK_TIME_NONE;  // what lies between turns is no hole
   begin_turn(gst_minicpmo_event_turn_id(event.get()));
   return other(std::move(event));
 }

@@ -63,15 +63,16 @@ void TurnGate::set_settings(const TurnSettings& settings) {
 }
 
 // The first sample of the pre-roll waits until its turn starts; what comes after a speculative end,
-// until that is taken back.
+// until that is taken back: at the latest when the hang-over would have been over.
 GstClockTime TurnGate::latency(const TurnSettings& settings) {
   const EndpointingSettings& s = settings.endpointing;
-  const bool manual = settings.mode == TurnMode::kManual;
-  const uint64_t min_speech = manual ? 0 : s.min_speech;
-  const uint64_t windows = (min_speech + Endpointing::kWindow - 1) / Endpointing::kWindow;
-  uint64_t samples = s.padding + std::max<uint64_t>(windows, 1) * Endpointing::kWindow;
-  if (!manual && s.speculative_after > 0 && s.speculative_after < s.silence)
-    samples = std::max(samples, s.silence - s.speculative_after + Endpointing::kWindow);
+  const auto whole_windows = [](uint64_t samples) {
+    return (samples + Endpointing::kWindow - 1) / Endpointing::kWindow * Endpointing::kWindow;
+  };
+  if (settings.mode == TurnMode::kManual) return duration_of(s.padding + Endpointing::kWindow);
+  uint64_t samples = s.padding + whole_windows(std::max<uint64_t>(s.min_speech, 1));
+  if (s.speculative_after > 0 && s.speculative_after < s.silence)
+    samples = std::max(samples, whole_windows(s.silence) - whole_windows(s.speculative_after));
   return duration_of(samples);
 }
 
