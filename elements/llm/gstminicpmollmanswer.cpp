@@ -107,7 +107,6 @@ void LlmWorker::answer() {
     return finish_answer(answer, "interrupted");
   }
   unanswered_ = 0;
-  look_upstream();
   {
     std::lock_guard lock(mutex_);
     ++stats_.turns;
@@ -293,7 +292,6 @@ void LlmWorker::ensure_started() {
     stream_started_ = true;
   }
   if (segment_sent_) return;
-  look_upstream();
   CapsPtr caps(gst_caps_new_simple("text/x-raw", "format", G_TYPE_STRING, "utf8", nullptr));
   gst_pad_push_event(src_, gst_event_new_caps(caps.get()));
   GstSegment segment;
@@ -302,10 +300,6 @@ void LlmWorker::ensure_started() {
   if (segment_seqnum_ != GST_SEQNUM_INVALID) gst_event_set_seqnum(event.get(), segment_seqnum_);
   segment_sent_ = true;
   gst_pad_push_event(src_, event.release());
-}
-
-void LlmWorker::look_upstream() {
-  if (mode_ == TimestampMode::kAuto) upstream_live_ = gst_minicpmo_pad_is_live(sink_);
 }
 
 GstClockTime LlmWorker::output_time() {

@@ -17,8 +17,10 @@ GST_DEBUG_CATEGORY_EXTERN(gst_minicpmo_llm_debug);
 namespace minicpmo {
 
 bool LlmWorker::is_live() const {
-  if (mode_ == TimestampMode::kAuto) return upstream_live_;
-  return mode_ == TimestampMode::kArrival;
+  if (mode_ != TimestampMode::kAuto) return mode_ == TimestampMode::kArrival;
+  if (upstream_ == Upstream::kUnknown)
+    upstream_ = gst_minicpmo_pad_is_live(sink_) ? Upstream::kLive : Upstream::kNotLive;
+  return upstream_ == Upstream::kLive;
 }
 
 void LlmWorker::interrupt(int64_t heard_bytes) {
@@ -45,6 +47,7 @@ bool LlmWorker::is_interrupted() const {
 }
 
 void LlmWorker::stop_answers(guint64 before_turn, int64_t heard_bytes) {
+  const bool live = is_live();
   Sounding sounding;
   bool answering, flush;
   {
@@ -54,7 +57,7 @@ void LlmWorker::stop_answers(guint64 before_turn, int64_t heard_bytes) {
     answering = answering_;
     const guint64 turn = answering ? answering_turn_ : sounding.turn_id;
     if (turn >= before_turn || (turn == 0 && heard_bytes < 0)) return;
-    flush = sounding.turn_id != 0 && is_live();
+    flush = sounding.turn_id != 0 && live;
     interrupting_ = true;
     if (answering) {
       interrupted_ = true;

@@ -69,6 +69,7 @@ void LlmWorker::forget_requests() {
   eos_queued_ = false;
   flow_ = GST_FLOW_OK;
   flow_told_ = false;
+  upstream_ = Upstream::kUnknown;
 }
 
 void LlmWorker::stop() {
@@ -236,6 +237,7 @@ void LlmWorker::carry_out(LlmCommand command) {
     case Kind::kCutBack:
       return cut_back(command.heard_bytes);
     case Kind::kStreamStart:
+      upstream_ = Upstream::kUnknown;
       answered_ = 0;
       refused_.reset();
       stream_started_ = true;

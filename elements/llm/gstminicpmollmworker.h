@@ -129,7 +129,7 @@ class LlmWorker {
   void set_timestamp_mode(TimestampMode mode) { mode_ = mode; }
   void set_resume(bool resume) { resume_ = resume; }
   // Whether the output is timed by its arrival. With timestamp-mode auto: whether upstream is live,
-  // as it said when it was last asked.
+  // asked once per stream.
   bool is_live() const;
   LlmStats stats() const;
 
@@ -211,7 +211,6 @@ class LlmWorker {
   void finish_flush();
 
   void ensure_started();
-  void look_upstream();
   GstClockTime output_time();
 
   GstMiniCpmoElement* const element_;
@@ -222,7 +221,8 @@ class LlmWorker {
   // Set by begin_flush, stop and interrupt; handed to every call of the session.
   CancelFlag cancel_;
   std::atomic<TimestampMode> mode_{TimestampMode::kAuto};
-  std::atomic<bool> upstream_live_{false};  // as last seen
+  enum class Upstream { kUnknown, kLive, kNotLive };
+  mutable std::atomic<Upstream> upstream_{Upstream::kUnknown};
   std::atomic<bool> resume_{true};
 
   mutable std::mutex mutex_;

@@ -56,8 +56,6 @@ class CodeStream {
  public:
   static constexpr int kRate = 24000;
   static constexpr size_t kChunkRows = 25;  // of the speech model: at most this many rows in a step
-  // What the vocoder holds back for the cross-fade with the next chunk.
-  static constexpr GstClockTime kHeldBack = GST_SECOND * 2048 / kRate;
   static constexpr GstClockTime kDefaultHeadroom = 20 * GST_MSECOND;
 
   CodeStream(GstMiniCpmoElement* element, GstPad* sinkpad, GstPad* srcpad);

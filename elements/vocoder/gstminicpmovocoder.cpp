@@ -151,13 +151,6 @@ static gboolean src_event(GstPad* pad, GstObject* parent, GstEvent* event) {
   return gst_pad_event_default(pad, parent, event);
 }
 
-static gboolean src_query(GstPad* pad, GstObject* parent, GstQuery* query) {
-  auto* self = GST_MINICPMO_VOCODER(parent);
-  if (GST_QUERY_TYPE(query) == GST_QUERY_LATENCY)
-    return gst_minicpmo_element_query_latency(self->sinkpad, query, CodeStream::kHeldBack);
-  return gst_minicpmo_element_pad_query(pad, parent, query);
-}
-
 // ---- Properties -------------------------------------------------------------
 
 static void set_property(GObject* object, guint id, const GValue* value, GParamSpec* spec) {
@@ -263,7 +256,7 @@ static void gst_minicpmo_vocoder_init(GstMiniCpmoVocoder* self) {
   gst_element_add_pad(GST_ELEMENT(self), self->sinkpad);
 
   self->srcpad = gst_pad_new_from_static_template(&src_template, "src");
-  gst_pad_set_query_function(self->srcpad, GST_DEBUG_FUNCPTR(src_query));
+  gst_pad_set_query_function(self->srcpad, gst_minicpmo_element_pad_query);
   gst_pad_set_event_function(self->srcpad, GST_DEBUG_FUNCPTR(src_event));
   gst_element_add_pad(GST_ELEMENT(self), self->srcpad);
   self->stream = new CodeStream(GST_MINICPMO_ELEMENT(self), self->sinkpad, self->srcpad);
