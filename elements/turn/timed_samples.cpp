@@ -51,8 +51,7 @@ uint64_t TimedSamples::time_of(uint64_t position) const {
   auto after = std::upper_bound(marks_.begin(), marks_.end(), position,
                                 [](uint64_t p, const Mark& mark) { return p < mark.position; });
   const Mark& mark = after == marks_.begin() ? *after : *std::prev(after);
-  if (position >= mark.position) return mark.time + (position - mark.position) * kSampleTime;
-  return mark.time - std::min(mark.time, (mark.position - position) * kSampleTime);
+  return mark.time + (position - mark.position) * kSampleTime;  // modulo 2^64: backwards, too
 }
 
 uint64_t TimedSamples::end_time_of(uint64_t position) const {
