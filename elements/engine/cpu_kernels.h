@@ -35,4 +35,10 @@ void attend(const float* q, const float* keys, const float* values, const float*
 // y = silu(gate) * up. gate_up: (rows, 2 width), y: (rows, width).
 void silu_times(const float* gate_up, float* y, int64_t rows, int64_t width);
 
+// y[r] = weight x[r] + bias for each of `rows` rows. x[r] starts at x + r * step; overlapping rows
+// make a convolution over time. weight: (out, in); bias: (out); y: (rows, out). In the calling
+// thread alone: for networks so small that waiting for other threads takes longer.
+void linear(const float* x, int64_t rows, int64_t step, const float* weight, const float* bias,
+            int64_t out, int64_t in, float* y);
+
 }  // namespace minicpmo::cpu

@@ -72,7 +72,7 @@ class WeightsFile {
     return *checkpoint;
   }
 
- private:
+  // Throws.
   void write(const std::string& path) const {
     std::string header = "{", comma;
     uint64_t offset = 0;
@@ -100,6 +100,7 @@ class WeightsFile {
     std::fclose(file);
   }
 
+ private:
   std::map<std::string, Values> tensors_;
 };
 

@@ -26,7 +26,7 @@ class VoiceActivityTest : public testing::Test {
     vad_ = open();
   }
   static std::unique_ptr<VoiceActivity> open() {
-    auto vad = new_voice_activity(VAD_MODEL);
+    auto vad = new_voice_activity(VAD_MODEL, 0);
     if (!vad.ok()) throw std::runtime_error(vad.error().message);
     return std::move(*vad);
   }

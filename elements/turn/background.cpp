@@ -1,0 +1,33 @@
+#include "turn/background.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace minicpmo {
+namespace {
+
+// Mean square about the mean.
+double power(std::span<const float> pcm) {
+  if (pcm.empty()) return 0;
+  double sum = 0, squares = 0;
+  for (const double x : pcm) {
+    sum += x;
+    squares += x * x;
+  }
+  const auto n = static_cast<double>(pcm.size());
+  return std::max(0.0, squares / n - sum / n * (sum / n));
+}
+
+}  // namespace
+
+bool Background::stands_out(std::span<const float> pcm, float margin_db) {
+  const double heard = power(pcm);
+  powers_[next_] = heard;
+  next_ = (next_ + 1) % kWindows;
+  std::array<double, kWindows> sorted = powers_;
+  const auto rank = sorted.begin() + static_cast<size_t>(kShare * (kWindows - 1));
+  std::nth_element(sorted.begin(), rank, sorted.end());
+  return heard >= *rank * std::pow(10.0, margin_db / 10.0);
+}
+
+}  // namespace minicpmo
