@@ -56,7 +56,7 @@ std::string Call::launch_line() const {
   line += " ssrc=" + number(options_.ssrc);
   if (options_.impairment.wrap) line += " seqnum-offset=65500 timestamp-offset=4294950000";
   line += " ! identity name=outgoing silent=true";
-  if (srtp) line += " ! srtpenc key=(buffer)" + options_.key;
+  if (srtp) line += " ! srtpenc key=" + options_.key;
   line += " ! identity name=sent silent=true" + netsim_line(options_.impairment);
   line +=
       " ! udpsink sync=false async=false host=" + options_.host + " port=" + number(options_.port);

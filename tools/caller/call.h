@@ -32,9 +32,9 @@ struct CallOptions {
   int port = 5004;
   int listen = 5006;
   bool pcmu = false;
-  std::string key;                // SRTP, 60 hexadecimal digits; "": plain RTP
-  uint32_t ssrc = 0x0ca11e4;      // of what is sent
-  uint32_t peer_ssrc = 0x0a15e4;  // of what comes back, for SRTP
+  std::string key;            // SRTP, 60 hexadecimal digits; "": plain RTP
+  uint32_t ssrc = 1111;       // of what is sent
+  uint32_t peer_ssrc = 2222;  // of what comes back, for SRTP
   int jitter_buffer_ms = 60;
   double end_silence = 1.0;  // seconds without sound that end an answer: then comes the next item
   double timeout = 15;       // seconds until an answer must begin, or the first packet come
