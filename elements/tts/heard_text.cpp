@@ -3,7 +3,6 @@
 #include <glib.h>
 
 #include <algorithm>
-#include <utility>
 
 namespace minicpmo {
 
@@ -124,11 +123,11 @@ void HeardText::add_text(std::string_view burst) {
 }
 
 void HeardText::add_rows(int64_t rows) {
-  rows_ += std::max<int64_t>(rows, 0);
+  rows_ += rows;
 }
 
 void HeardText::end() {
-  if (std::exchange(ended_, true)) return;
+  ended_ = true;
   const double letters = count_letters(text_);
   const double rows = speech_rows(rows_);
   if (rows < kFastest * letters || rows > kSlowest * letters) return;
