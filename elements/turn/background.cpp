@@ -25,9 +25,11 @@ bool Background::stands_out(std::span<const float> pcm, float margin_db) {
   powers_[next_] = heard;
   next_ = (next_ + 1) % kWindows;
   std::array<double, kWindows> sorted = powers_;
-  const auto rank = sorted.begin() + static_cast<size_t>(kShare * (kWindows - 1));
-  std::nth_element(sorted.begin(), rank, sorted.end());
-  return heard >= *rank * std::pow(10.0, margin_db / 10.0);
+  const auto quiet = sorted.begin() + kWindows / 5, loud = sorted.end() - kWindows / 20;
+  std::nth_element(sorted.begin(), quiet, sorted.end());
+  std::nth_element(quiet + 1, loud, sorted.end());
+  const double half_way = std::sqrt(*quiet * *loud);
+  return heard >= std::min(half_way, *quiet * std::pow(10.0, margin_db / 10.0));
 }
 
 }  // namespace minicpmo

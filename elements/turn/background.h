@@ -8,15 +8,15 @@
 
 namespace minicpmo {
 
-// The background is the level that a fifth of the windows of the last four seconds lie below.
-// Before the first of them was silence. In speech it is what is between the syllables.
+// Of the levels of the windows of the last four seconds, the background is the one that a fifth lie
+// below, and the foreground the one that a twentieth lie above. A window stands out if its level is
+// in the upper half between the two, or `margin_db` above the background. Before the first window
+// was silence.
 class Background {
  public:
   static constexpr size_t kWindows = 125;  // of 32 ms
-  static constexpr double kShare = 0.2;
 
-  // Hears one window (mono, finite samples). Whether its level, without its DC, is `margin_db` or
-  // more above the background, itself included.
+  // Hears one window (mono, finite samples; its DC does not count). Whether it stands out.
   bool stands_out(std::span<const float> pcm, float margin_db);
   void reset() { *this = Background(); }
 

@@ -16,8 +16,8 @@
 
 namespace minicpmo {
 
-// dB above the background. Of 288 labelled sounds (tests/parity/turn) 14 with voices in the
-// background have no end without it, none with it.
+// dB above the background, at most. Of 288 labelled sounds (tests/parity/turn) 14 with voices in
+// the background have no end without it, none with it.
 constexpr float kBackgroundMargin = 7;
 
 // Errors: kNotFound, kOpenRead, kCorrupt, each naming the file, and the tensor if one is at fault.

@@ -165,7 +165,7 @@ void print(const std::string& name, const Score& s) {
 
 void print_heading() {
   std::printf("%-14s %5s %6s %7s %4s %6s %6s %6s  %5s %5s  %5s %5s %5s\n", "ms from label", "items",
-              "missed", "clipped", "cut", "no end", "false", "turns", "start", "p95", "end", "p50",
+              "missed", "clipped", "cut", "no end", "false", "turns", "start", "p95", "min", "p50",
               "p95");
 }
 

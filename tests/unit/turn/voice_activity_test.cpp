@@ -150,22 +150,28 @@ class BackgroundTest : public testing::Test {
 
 TEST_F(BackgroundTest, SevenDecibelsAboveIt) {
   hear(kMemory, 0.01);
+  EXPECT_EQ(hear(30, 0.1), 30);
   EXPECT_EQ(hear(10, 0.01), 0);
   EXPECT_EQ(hear(10, 0.01 * decibels(6.9)), 0);
   EXPECT_EQ(hear(10, 0.01 * decibels(7.1)), 10);
 }
 
-TEST_F(BackgroundTest, WhateverIsHeardFirstStandsOut) {
+TEST_F(BackgroundTest, HalfWayToAVoiceThatIsHardlyLouder) {
+  hear(kMemory, 0.01);
+  EXPECT_EQ(hear(30, 0.01 * decibels(6)), 30);
+  EXPECT_EQ(hear(10, 0.01 * decibels(2.9)), 0);
+  EXPECT_EQ(hear(10, 0.01 * decibels(3.1)), 10);
+}
+
+TEST_F(BackgroundTest, WhatIsHeardFirstStandsOut) {
   EXPECT_EQ(hear(90, 0.1), 90);
 }
 
-TEST_F(BackgroundTest, WhatGoesOnBecomesTheBackground) {
-  hear(kMemory, 0.001);
-  const int heard = hear(2 * kMemory, 0.1);
-  EXPECT_NEAR(heard, kMemory * (1 - Background::kShare), 2);
+TEST_F(BackgroundTest, WhatNeverChangesStandsOut) {
+  EXPECT_EQ(hear(3 * kMemory, 0.1), 3 * kMemory);
 }
 
-TEST_F(BackgroundTest, SpeechWithItsPausesDoesNot) {
+TEST_F(BackgroundTest, SpeechWithItsPausesStandsOut) {
   int heard = 0;
   for (int syllable = 0; syllable < 200; ++syllable) {
     heard += hear(5, 0.1);
@@ -174,20 +180,22 @@ TEST_F(BackgroundTest, SpeechWithItsPausesDoesNot) {
   EXPECT_EQ(heard, 1000);
 }
 
-TEST_F(BackgroundTest, ForgetsWithinItsMemory) {
+TEST_F(BackgroundTest, AQuieterVoiceIsHeardSoonAfterALouderOne) {
   hear(2 * kMemory, 0.1);
-  hear(static_cast<int>(kMemory * Background::kShare) + 2, 0.001);
+  hear(kMemory / 5 + 1, 0.001);
   EXPECT_EQ(hear(5, 0.02), 5);
 }
 
 TEST_F(BackgroundTest, AnOffsetIsNoSound) {
   hear(kMemory, 0.01, 0.5);
+  hear(30, 0.1, 0.5);
   EXPECT_EQ(hear(10, 0.01, -0.5), 0);
-  EXPECT_EQ(hear(10, 0.1, 0.5), 10);
+  EXPECT_EQ(hear(10, 0.1, -0.5), 10);
 }
 
 TEST_F(BackgroundTest, ResetForgets) {
-  hear(2 * kMemory, 0.1);
+  hear(kMemory, 0.1);
+  hear(30, 1);
   EXPECT_EQ(hear(1, 0.1), 0);
   background_.reset();
   EXPECT_EQ(hear(1, 0.1), 1);
