@@ -7,60 +7,12 @@
 
 #include "cuda/token_sampling.h"
 #include "random_model.cuh"
+#include "timer.cuh"
 
 namespace minicpmo::cuda::test {
 namespace {
 
 double read_bandwidth = 1, copy_bandwidth = 1;  // bytes / us
-
-struct Timer {
-  cudaStream_t stream;
-  cudaEvent_t begin, end;
-  Timer() {
-    CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    CHECK(cudaEventCreate(&begin));
-    CHECK(cudaEventCreate(&end));
-  }
-  // Median us of one body() call, timed `count` at a time.
-  double median(int samples, int count, const std::function<void()>& prepare,
-                const std::function<void()>& body) {
-    std::vector<double> times;
-    for (int i = 0; i < samples + 3; ++i) {
-      prepare();
-      CHECK(cudaDeviceSynchronize());
-      CHECK(cudaEventRecord(begin, stream));
-      for (int n = 0; n < count; ++n) body();
-      CHECK(cudaEventRecord(end, stream));
-      CHECK(cudaEventSynchronize(end));
-      float ms;
-      CHECK(cudaEventElapsedTime(&ms, begin, end));
-      if (i >= 3) times.push_back(1000.0 * ms / count);
-    }
-    std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-    return times[times.size() / 2];
-  }
-};
-
-class Graph {
- public:
-  Graph(cudaStream_t stream, const std::function<void()>& body) : stream_(stream) {
-    cudaGraph_t graph;
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    body();
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&exec_, graph, 0));
-    CHECK(cudaGraphDestroy(graph));
-    CHECK(cudaGraphUpload(exec_, stream));
-  }
-  ~Graph() { cudaGraphExecDestroy(exec_); }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  void launch() { CHECK(cudaGraphLaunch(exec_, stream_)); }
-
- private:
-  cudaStream_t stream_;
-  cudaGraphExec_t exec_ = nullptr;
-};
 
 __global__ void read_all(const uint4* data, size_t count, uint32_t* out) {
   const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
@@ -112,12 +64,12 @@ void bench_parts(Timer& timer, RandomModel& model, DecodeStep& fused, const Deco
   const double hidden = s.hidden, q = s.heads * s.head_dim, kv = 2.0 * s.kv_heads * s.head_dim;
   const auto each = [&](const char* name, double bytes, int count,
                         const std::function<void(int)>& body) {
-    Graph graph(timer.stream, [&] {
+    const Graph graph = captured(timer.stream, [&] {
       for (int i = 0; i < count; ++i) body(i);
     });
     report(std::string("  ") + name + ", one",
            timer.median(
-               15, 5, [] {}, [&] { graph.launch(); }) /
+               15, 5, [] {}, graph) /
                count,
            bytes);
   };
@@ -150,7 +102,7 @@ void bench_tokens(Timer& timer) {
   std::vector<int32_t> ids(kPenalised);
   for (int32_t& id : ids) id = static_cast<int32_t>(generator() % kVocabulary);
   to_device(sampler.penalised(), ids);
-  Graph graph(timer.stream, [&] {
+  const Graph graph = captured(timer.stream, [&] {
     for (int i = 0; i < kDraws; ++i) CHECK(sampler.draw(logits, state, timer.stream));
   });
   TokenState s;
@@ -159,7 +111,7 @@ void bench_tokens(Timer& timer) {
   const auto measure = [&](const char* what) {
     const auto reset = [&] { CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice)); };
     std::printf("token from %d logits, %-28s %7.1f us\n", kVocabulary, what,
-                timer.median(15, 1, reset, [&] { graph.launch(); }) / kDraws);
+                timer.median(15, 1, reset, graph) / kDraws);
   };
   measure("the best one:");
   s.temperature = 0.7F;
@@ -184,11 +136,11 @@ void bench_llm(Timer& timer) {
   for (const bool overlap : {false, true}) {
     DecodeStep fused;
     CHECK(fused.init(model.shape, model.weights, overlap));
-    Graph graph(timer.stream,
-                [&] { CHECK(fused.token_step(embedding, token, state, timer.stream)); });
+    const Graph graph = captured(
+        timer.stream, [&] { CHECK(fused.token_step(embedding, token, state, timer.stream)); });
     for (const int context : {128, 1024, 4096}) {
       const auto prepare = [&] { to_device(state, std::vector<DecodeState>{{context, 0, 0}}); };
-      const double us = timer.median(21, 4, prepare, [&] { graph.launch(); });
+      const double us = timer.median(21, 4, prepare, graph);
       report("LLM step, context " + std::to_string(context) + (overlap ? "" : ", no overlap"), us,
              model.step_bytes() + context * model.row_bytes());
     }
@@ -207,8 +159,9 @@ void bench_tts(Timer& timer) {
     const std::string suffix = overlap ? "" : ", no overlap";
     DecodeStep fused;
     CHECK(fused.init(model.shape, model.weights, overlap));
-    Graph one(timer.stream, [&] { CHECK(fused.speech_step(codes, state, timer.stream)); });
-    Graph chain(timer.stream, [&] {
+    const Graph one =
+        captured(timer.stream, [&] { CHECK(fused.speech_step(codes, state, timer.stream)); });
+    const Graph chain = captured(timer.stream, [&] {
       for (int i = 0; i < 25; ++i) CHECK(fused.speech_step(codes, state, timer.stream));
     });
     for (const int context : {350, 1000}) {
@@ -223,12 +176,11 @@ void bench_tts(Timer& timer) {
       };
       const double bytes = model.step_bytes() + (context - 200) * model.row_bytes();
       const std::string at = ", context " + std::to_string(context) + suffix;
-      report("TTS step" + at, timer.median(41, 20, prepare, [&] { one.launch(); }), bytes);
-      report("TTS chain of 25 steps" + at, timer.median(21, 2, prepare, [&] { chain.launch(); }),
-             25 * bytes);
+      report("TTS step" + at, timer.median(41, 20, prepare, one), bytes);
+      report("TTS chain of 25 steps" + at, timer.median(21, 2, prepare, chain), 25 * bytes);
     }
     bench_parts(timer, model, fused, &state->decode, 1000);
-    Graph draw(timer.stream, [&] {
+    const Graph draw = captured(timer.stream, [&] {
       for (int i = 0; i < 20; ++i) CHECK(fused.draw_codes(codes, state, timer.stream));
     });
     const auto reset = [&] {
@@ -238,8 +190,7 @@ void bench_tts(Timer& timer) {
       s.decode = {1000, 12, 303};
       CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice));
     };
-    std::printf("    draw of the codes: %.1f us\n",
-                timer.median(15, 1, reset, [&] { draw.launch(); }) / 20);
+    std::printf("    draw of the codes: %.1f us\n", timer.median(15, 1, reset, draw) / 20);
   }
 }
 
@@ -248,11 +199,7 @@ void bench_tts(Timer& timer) {
 
 int main(int argc, char** argv) {
   using namespace minicpmo::cuda::test;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("no CUDA device: skipped\n");
-    return 77;
-  }
+  if (no_device()) return 77;
   const std::string only = argc > 1 ? argv[1] : "";
   cudaDeviceProp properties;
   CHECK(cudaGetDeviceProperties(&properties, 0));

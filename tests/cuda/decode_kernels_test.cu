@@ -13,25 +13,6 @@
 namespace minicpmo::cuda::test {
 namespace {
 
-int failures = 0, checks = 0;
-
-void expect(bool good, const std::string& what) {
-  ++checks;
-  if (good) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-template <typename A, typename B>
-double distance(const A& a, const B& b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    size += static_cast<double>(b[i]) * b[i];
-  }
-  return std::sqrt(difference / size);
-}
-
 double worst = 0;  // of the distances since it was last cleared
 
 template <typename A, typename B>
@@ -39,14 +20,6 @@ void expect_close(const A& a, const B& b, double tolerance, const std::string& w
   const double d = a.size() == b.size() ? distance(a, b) : std::numeric_limits<double>::quiet_NaN();
   if (!(d <= worst)) worst = d;
   expect(d <= tolerance, what + ": relative distance " + std::to_string(d));
-}
-
-std::vector<float> random_floats(size_t count, unsigned seed, float scale = 1) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<float> x(count);
-  for (float& v : x) v = normal(generator);
-  return x;
 }
 
 Doubles doubles(const float* device, size_t count) {
@@ -166,32 +139,24 @@ void test_equal(const std::string& name, RandomModel& model, const DecodeState& 
   naive.step(s);
   const auto expected = to_host(naive.logits(), model.weights.head_rows);
   DecodeState* const state = new_state(model, s);
-  cudaStream_t stream;
-  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const OwnStream own;
   std::vector<float> results[2];
   for (int overlap = 0; overlap < 2; ++overlap) {
     DecodeStep fused;
     CHECK(fused.init(shape, model.weights, overlap == 1));
     to_device(fused.x(), start);
     CHECK(cudaDeviceSynchronize());
-    CHECK(fused.step(state, stream));
+    CHECK(fused.step(state, own.stream));
     results[overlap] = to_host(fused.logits(), model.weights.head_rows);
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    CHECK(fused.step(state, stream));
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&exec, graph, 0));
+    const Graph graph = captured(own.stream, [&] { CHECK(fused.step(state, own.stream)); });
     for (int i = 0; i < 5; ++i) {
       to_device(fused.x(), start);
       poison(fused.logits(), model.weights.head_rows);
       CHECK(cudaDeviceSynchronize());
-      CHECK(cudaGraphLaunch(exec, stream));
+      CHECK(graph.launch(own.stream));
       expect(to_host(fused.logits(), model.weights.head_rows) == results[overlap],
              name + ": graph is not eager");
     }
-    CHECK(cudaGraphExecDestroy(exec));
-    CHECK(cudaGraphDestroy(graph));
   }
   expect(results[0] == results[1], name + ": overlap changes the result");
   worst = 0;
@@ -199,7 +164,6 @@ void test_equal(const std::string& name, RandomModel& model, const DecodeState& 
   std::printf(
       "%-28s %d layers against plain kernels: %.1e; graph and eager, overlap or not: same bits\n",
       name.c_str(), shape.layers, worst);
-  CHECK(cudaStreamDestroy(stream));
 }
 
 // --- sampling
@@ -343,14 +307,10 @@ void test_codes() {
   const int hidden = f.model.shape.hidden;
   const auto embedding = to_host(f.embedding, static_cast<size_t>(kSpeechBooks) * kTokens * hidden);
   const auto start = random_floats(hidden, 8);
-  cudaStream_t stream;
-  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < kSteps; ++i) CHECK(f.fused.speech_step(f.codes, f.state, stream));
-  CHECK(cudaStreamEndCapture(stream, &graph));
-  CHECK(cudaGraphInstantiate(&exec, graph, 0));
+  const OwnStream own;
+  const Graph graph = captured(own.stream, [&] {
+    for (int i = 0; i < kSteps; ++i) CHECK(f.fused.speech_step(f.codes, f.state, own.stream));
+  });
   const auto begin_call = [](SpeechState s, int call) {
     s.step = s.count = 0;
     s.limit = kSteps;
@@ -365,7 +325,7 @@ void test_codes() {
   for (int call = 0; call < kCalls; ++call) {
     f.set(begin_call(s, call));
     CHECK(cudaDeviceSynchronize());
-    CHECK(cudaGraphLaunch(exec, stream));
+    CHECK(graph.launch(own.stream));
     s = f.get();
     expect(s.count == kSteps, "a chain of greedy steps stopped early");
     for (int i = 0; i < s.count; ++i) fused_codes.push_back(std::to_array(s.codes[i]));
@@ -395,9 +355,6 @@ void test_codes() {
          "greedy codes: only the first " + std::to_string(same) + " rows are equal");
   std::printf("greedy codes: %zu of %zu rows equal, %zu different rows\n", same, naive_codes.size(),
               std::set<Row>(fused_codes.begin(), fused_codes.end()).size());
-  CHECK(cudaGraphExecDestroy(exec));
-  CHECK(cudaGraphDestroy(graph));
-  CHECK(cudaStreamDestroy(stream));
 }
 
 std::vector<DecodeState> causal(std::vector<int> positions) {
@@ -450,11 +407,7 @@ void run_large() {
 
 int main(int argc, char** argv) {
   using namespace minicpmo::cuda::test;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("no CUDA device: skipped\n");
-    return 77;
-  }
+  if (no_device()) return 77;
   // all (default), small (for compute-sanitizer), quick (for the emulation)
   const std::string size = argc > 1 ? argv[1] : "all";
   const bool quick = size == "quick", large = size == "all";
@@ -475,6 +428,5 @@ int main(int argc, char** argv) {
       std::printf("less than 20 GB free: the language model's sizes were left out\n");
     }
   }
-  std::printf("%d checks, %d failed\n", checks, failures);
-  return failures == 0 ? 0 : 1;
+  return report();
 }

@@ -8,6 +8,7 @@
 
 #include "cuda/launch.cuh"
 #include "random_model.cuh"
+#include "timer.cuh"
 
 namespace minicpmo::cuda::test {
 namespace {
@@ -20,54 +21,45 @@ struct Matrix {
 };
 
 int processors = 0;
-cudaStream_t stream;
-cudaEvent_t begin_event, end_event;
+Timer* timer = nullptr;
 float *input, *output;
 constexpr int kOutputs = 65536;
 
 // Median us of what `enqueue` puts into a graph, in three launches after each other.
 template <typename Enqueue>
 double time_graph(Enqueue enqueue) {
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  enqueue();
-  CHECK(cudaStreamEndCapture(stream, &graph));
-  CHECK(cudaGraphInstantiate(&exec, graph, 0));
-  std::vector<float> times;
-  for (int i = 0; i < 14; ++i) {
-    CHECK(cudaMemset(output, 0, kOutputs * sizeof(float)));
-    CHECK(cudaDeviceSynchronize());
-    CHECK(cudaEventRecord(begin_event, stream));
-    for (int n = 0; n < 3; ++n) CHECK(cudaGraphLaunch(exec, stream));
-    CHECK(cudaEventRecord(end_event, stream));
-    CHECK(cudaEventSynchronize(end_event));
-    float ms;
-    CHECK(cudaEventElapsedTime(&ms, begin_event, end_event));
-    if (i >= 3) times.push_back(ms * 1000 / 3);
-  }
-  CHECK(cudaGraphExecDestroy(exec));
-  CHECK(cudaGraphDestroy(graph));
-  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-  return times[times.size() / 2];
+  const auto clear = [] { CHECK(cudaMemset(output, 0, kOutputs * sizeof(float))); };
+  return timer->median(11, 3, clear, captured(timer->stream, enqueue));
 }
+
+// A shape for a product: rows and vectors in flight, threads, blocks of a multiprocessor that the
+// registers must allow.
+template <int kRows, int kChunks, int kThreads, int kBlocks>
+struct Shape {
+  template <Epilogue kEpilogue>
+  static void enqueue(const bfloat16_bits* weight, const bfloat16_bits* norm, int rows, int k,
+                      int blocks = kBlocks, bool overlap = true) {
+    const GemvArgs args{reinterpret_cast<const uint4*>(weight),
+                        nullptr,
+                        norm,
+                        input,
+                        output,
+                        nullptr,
+                        rows,
+                        k,
+                        1e-6F};
+    CHECK((launch_gemv<kEpilogue, kRows, kChunks, kThreads, kBlocks>(args, blocks * processors,
+                                                                     overlap, timer->stream)));
+  }
+};
 
 // All matrices of a kind in one graph; median us of one product.
 template <Epilogue kEpilogue, int kRows, int kChunks, int kThreads, int kBlocks>
 void time_shape(const Matrix& m, int blocks, bool overlap) {
   const auto enqueue = [&] {
     for (const bfloat16_bits* weight : m.weights) {
-      const GemvArgs args{reinterpret_cast<const uint4*>(weight),
-                          nullptr,
-                          m.norm,
-                          input,
-                          output,
-                          nullptr,
-                          m.rows,
-                          m.k,
-                          1e-6F};
-      CHECK((launch_gemv<kEpilogue, kRows, kChunks, kThreads, kBlocks>(args, blocks * processors,
-                                                                       overlap, stream)));
+      Shape<kRows, kChunks, kThreads, kBlocks>::template enqueue<kEpilogue>(weight, m.norm, m.rows,
+                                                                            m.k, blocks, overlap);
     }
   };
   const double us = time_graph(enqueue) / m.weights.size(),
@@ -147,26 +139,6 @@ void tune(const DecoderShape& shape, bool large) {
   }
 }
 
-// A shape for a product: rows and vectors in flight, threads, blocks of a multiprocessor that the
-// registers must allow.
-template <int kRows, int kChunks, int kThreads, int kBlocks>
-struct Shape {
-  template <Epilogue kEpilogue>
-  static void enqueue(const bfloat16_bits* weight, const bfloat16_bits* norm, int rows, int k) {
-    const GemvArgs args{reinterpret_cast<const uint4*>(weight),
-                        nullptr,
-                        norm,
-                        input,
-                        output,
-                        nullptr,
-                        rows,
-                        k,
-                        1e-6F};
-    CHECK((launch_gemv<kEpilogue, kRows, kChunks, kThreads, kBlocks>(args, kBlocks * processors,
-                                                                     true, stream)));
-  }
-};
-
 // The layers of a step with these shapes, and the attention of `step`.
 template <typename Qkv, typename O, typename Gate, typename Down>
 void time_layers(const char* name, const RandomModel& model, DecodeStep& step,
@@ -178,7 +150,7 @@ void time_layers(const char* name, const RandomModel& model, DecodeStep& step,
     for (int i = 0; i < shape.layers; ++i) {
       const LayerWeights& w = model.weights.layers[i];
       Qkv::template enqueue<Epilogue::kStore>(w.qkv, w.input_norm, qkv_rows, shape.hidden);
-      CHECK(step.run_attention(i, state, stream));
+      CHECK(step.run_attention(i, state, timer->stream));
       O::template enqueue<Epilogue::kAdd>(w.o, nullptr, shape.hidden, wide);
       Gate::template enqueue<Epilogue::kGate>(w.gate_up, w.post_norm, shape.ffn, shape.hidden);
       Down::template enqueue<Epilogue::kAdd>(w.down, nullptr, shape.hidden, shape.ffn);
@@ -246,15 +218,10 @@ void tune_layers() {
 
 int main(int argc, char** argv) {
   using namespace minicpmo::cuda::test;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("no CUDA device: skipped\n");
-    return 77;
-  }
+  if (no_device()) return 77;
+  Timer own;
+  timer = &own;
   CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));
-  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  CHECK(cudaEventCreate(&begin_event));
-  CHECK(cudaEventCreate(&end_event));
   CHECK(cudaMalloc(&input, 65536 * sizeof(float)));
   CHECK(cudaMalloc(&output, kOutputs * sizeof(float)));
   std::vector<float> values(65536);

@@ -16,31 +16,11 @@
 #include "cuda/decode.h"
 #include "cuda/language_runner.h"
 #include "cuda/prefill.h"
-#include "engine/sampling.h"
+#include "llm/token_choice.h"
 #include "random_model.cuh"
 
 namespace minicpmo::cuda::test {
 namespace {
-
-int failures = 0, checks = 0;
-
-void expect(bool good, const std::string& what) {
-  ++checks;
-  if (good) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-template <typename A, typename B>
-double distance(const A& a, const B& b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    const double d = static_cast<double>(a[i]) - static_cast<double>(b[i]);
-    difference += d * d;
-    size += static_cast<double>(b[i]) * static_cast<double>(b[i]);
-  }
-  return std::sqrt(difference / size);
-}
 
 std::vector<float> widened(const std::vector<uint16_t>& v) {
   std::vector<float> out(v.size());
@@ -88,13 +68,6 @@ struct Model {
   }
   RandomModel random;
   uint16_t* embedding;
-};
-
-struct OwnStream {
-  OwnStream() { CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
-  ~OwnStream() { CHECK(cudaStreamDestroy(stream)); }
-  void wait() const { CHECK(cudaStreamSynchronize(stream)); }
-  cudaStream_t stream = nullptr;
 };
 
 // --- prefill
@@ -223,18 +196,10 @@ void test_bucket(const DecoderShape& shape) {
 
 // --- bursts
 
-// choose_token (llm/token_choice.cpp), by the host's own functions.
 int32_t host_choice(std::vector<float> logits, const std::vector<int32_t>& penalised,
                     const TokenSampling& s, Philox& random) {
-  if (s.repetition_penalty > 0 && s.repetition_penalty != 1)
-    apply_repetition_penalty(logits, penalised, static_cast<double>(s.repetition_penalty));
-  const int32_t best = argmax(logits);
-  if (s.temperature <= 0) return best;
-  const float top = logits[best];
-  for (float& v : logits) v = v == top ? 0 : (v - top) / s.temperature;
-  if (s.top_k > 0) apply_top_k(logits, s.top_k);
-  if (s.top_p < 1) apply_top_p(logits, s.top_p);
-  return sample(logits, random.uniform());
+  return choose_token(logits, penalised, {s.temperature, s.top_p, s.repetition_penalty, s.top_k},
+                      &random);
 }
 
 template <typename T>
@@ -424,11 +389,6 @@ double seconds_of(const std::function<void()>& body) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-double median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v[v.size() / 2];
-}
-
 void time_prefill(Model& model, Session& session) {
   constexpr int kRepeats = 15;
   uint16_t* const x =
@@ -507,14 +467,9 @@ void run_tests(bool quick) {
 
 int main(int argc, char** argv) {
   using namespace minicpmo::cuda::test;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("no CUDA device: skipped\n");
-    return 77;
-  }
+  if (no_device()) return 77;
   const std::string what = argc > 1 ? argv[1] : "all";
   if (what != "bench") run_tests(what == "quick");
   if (what != "quick") run_bench();
-  std::printf("%d checks, %d failed\n", checks, failures);
-  return failures == 0 ? 0 : 1;
+  return report();
 }

@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <functional>
 
-#include "cuda/graph.h"
 #include "random_model.cuh"
 
 namespace minicpmo::cuda::test {
@@ -50,11 +49,6 @@ double elapsed_us(cudaEvent_t begin, cudaEvent_t end) {
   return 1000.0 * ms;
 }
 
-double median(std::vector<double> v) {
-  std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
-  return v[v.size() / 2];
-}
-
 void run(bool llm_overlap, bool tts_overlap, bool priority) {
   static Speech speech;
   static Language language;
@@ -67,15 +61,13 @@ void run(bool llm_overlap, bool tts_overlap, bool priority) {
   CHECK(talk.init(speech.model.shape, speech.model.weights, tts_overlap));
   CHECK(think.init(language.model.shape, language.model.weights, llm_overlap));
   to_device(language.token, std::vector<int32_t>{1234});
-  CHECK(speech.call.capture(speech.stream, [&] {
-    cudaError_t error = cudaSuccess;
-    for (int i = 0; i < kSteps && error == cudaSuccess; ++i)
-      error = talk.speech_step(speech.codes, speech.state, speech.stream);
-    return error;
-  }));
-  CHECK(language.one.capture(language.stream, [&] {
-    return think.token_step(language.embedding, language.token, language.state, language.stream);
-  }));
+  speech.call = captured(speech.stream, [&] {
+    for (int i = 0; i < kSteps; ++i)
+      CHECK(talk.speech_step(speech.codes, speech.state, speech.stream));
+  });
+  language.one = captured(language.stream, [&] {
+    CHECK(think.token_step(language.embedding, language.token, language.state, language.stream));
+  });
   cudaEvent_t a, b, c, d;
   for (cudaEvent_t* event : {&a, &b, &c, &d}) CHECK(cudaEventCreate(event));
 
@@ -120,11 +112,7 @@ void run(bool llm_overlap, bool tts_overlap, bool priority) {
 
 int main() {
   using namespace minicpmo::cuda::test;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("no CUDA device: skipped\n");
-    return 77;
-  }
+  if (no_device()) return 77;
   for (const bool priority : {false, true}) {
     for (const bool llm_overlap : {false, true}) {
       for (const bool tts_overlap : {false, true}) run(llm_overlap, tts_overlap, priority);

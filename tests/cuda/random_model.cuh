@@ -1,46 +1,14 @@
 // A decoder with random weights on the device, and copies of its parts for the references.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <string>
 #include <vector>
 
 #include "cuda/decode.h"
+#include "harness.cuh"
 
 namespace minicpmo::cuda::test {
-
-inline void check(cudaError_t error, const char* what, int line) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "line %d: %s: %s\n", line, what, cudaGetErrorString(error));
-  std::exit(1);
-}
-#define CHECK(expression) ::minicpmo::cuda::test::check((expression), #expression, __LINE__)
-
-template <typename... Parameters, typename... Arguments>
-void start(void (*kernel)(Parameters...), int blocks, int threads, const Arguments&... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
-}
-
-template <typename T>
-std::vector<T> to_host(const T* device, size_t count) {
-  std::vector<T> host(count);
-  CHECK(cudaDeviceSynchronize());
-  CHECK(cudaMemcpy(host.data(), device, count * sizeof(T), cudaMemcpyDeviceToHost));
-  return host;
-}
-
-template <typename T>
-void to_device(T* device, const std::vector<T>& host) {
-  CHECK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-}
 
 inline float wide(uint16_t v) {
   const uint32_t u = static_cast<uint32_t>(v) << 16;
@@ -132,7 +100,6 @@ class RandomModel {
     void* p = nullptr;
     CHECK(cudaMalloc(&p, bytes));
     memory_.push_back(p);
-    bytes_ += bytes;
     return p;
   }
   size_t cache_size() const {
@@ -153,7 +120,6 @@ class RandomModel {
 
  private:
   uint64_t seed_;
-  size_t bytes_ = 0;
   std::vector<void*> memory_;
 };
 

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds the decode kernels for the GPU at hand, then runs their tests and their benchmark. Logs go to $OUT (default: build).
-# Usage: bash tests/cuda/run.sh [test] [bench] [tune] [layers] [memcheck]   (default: test bench)
+# Builds the decode kernels for the GPU at hand, then runs their tests and their benchmark. Logs go to $OUT (default: build-cuda).
+# Usage: bash tests/cuda/run.sh [test] [bench] [tune] [layers]   (default: test bench)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${OUT:-build-cuda}
@@ -8,18 +8,17 @@ bin=${BIN:-/tmp/minicpmo-cuda}
 mkdir -p "$out" "$bin"
 arch=${ARCH:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)}
 flags=(-std=c++20 -O3 "-arch=sm_${arch:-90}" -lineinfo -Xcompiler -Wall,-Wextra -Ielements -Itests/cuda)
-nvcc "${flags[@]}" -c elements/cuda/decode.cu -o "$bin/decode.o" &
-nvcc "${flags[@]}" -c elements/cuda/token_sampling.cu -o "$bin/token_sampling.o" &
-nvcc "${flags[@]}" -c tests/cuda/token_sampling_test.cu -o "$bin/token_test.o" &
-nvcc "${flags[@]}" -c tests/cuda/decode_kernels_test.cu -o "$bin/test.o" &
-nvcc "${flags[@]}" -c tests/cuda/decode_kernels_bench.cu -o "$bin/bench.o" &
-nvcc "${flags[@]}" -c tests/cuda/gemv_tuning.cu -o "$bin/tuning.o" &
-nvcc "${flags[@]}" -x cu -c elements/engine/sampling.cpp -o "$bin/sampling.o"
-wait
-nvcc -arch="sm_${arch:-90}" "$bin/test.o" "$bin/decode.o" "$bin/sampling.o" -o "$bin/decode_kernels_test"
-nvcc -arch="sm_${arch:-90}" "$bin/token_test.o" "$bin/token_sampling.o" "$bin/sampling.o" -o "$bin/token_sampling_test"
-nvcc -arch="sm_${arch:-90}" "$bin/bench.o" "$bin/decode.o" "$bin/token_sampling.o" -o "$bin/decode_kernels_bench"
-nvcc -arch="sm_${arch:-90}" "$bin/tuning.o" "$bin/decode.o" -o "$bin/gemv_tuning"
+pids=()
+for source in elements/cuda/{decode,token_sampling}.cu elements/engine/sampling.cpp elements/llm/token_choice.cpp \
+  tests/cuda/{decode_kernels_test,token_sampling_test,decode_kernels_bench,gemv_tuning}.cu; do
+  name=${source##*/}
+  nvcc "${flags[@]}" -x cu -c "$source" -o "$bin/${name%.*}.o" &
+  pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid"; done
+for program in decode_kernels_test token_sampling_test decode_kernels_bench gemv_tuning; do
+  nvcc -arch="sm_${arch:-90}" "$bin/$program.o" "$bin"/{decode,token_sampling,sampling,token_choice}.o -o "$bin/$program"
+done
 failed=0
 for what in ${*:-test bench}; do
   case $what in
@@ -30,13 +29,6 @@ for what in ${*:-test bench}; do
       done ;;
     tune) timeout 200 "$bin/gemv_tuning" 2>&1 | tee "$out/tune.txt" || failed=1 ;;
     layers) timeout 200 "$bin/gemv_tuning" layers 2>&1 | tee "$out/layers.txt" || failed=1 ;;
-    memcheck)
-      for tool in memcheck racecheck; do
-        for program in "decode_kernels_test small" "token_sampling_test quick"; do
-          # shellcheck disable=SC2086
-          timeout 280 compute-sanitizer --tool "$tool" "$bin"/$program 2>&1 | tee -a "$out/$tool.txt" || failed=1
-        done
-      done ;;
     *) echo "unknown: $what" >&2 && exit 2 ;;
   esac
 done

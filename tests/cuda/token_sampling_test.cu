@@ -1,4 +1,4 @@
-// Checks the drawing of tokens on the device against the host's functions (engine/sampling.h).
+// Checks the drawing of tokens on the device against the host's choice (llm/token_choice.h).
 // Usage: token_sampling_test [quick]. Exits with 77 (skipped) where there is no CUDA device.
 #include <algorithm>
 #include <cmath>
@@ -10,34 +10,17 @@
 #include <vector>
 
 #include "cuda/token_sampling.h"
-#include "engine/sampling.h"
-#include "random_model.cuh"
+#include "harness.cuh"
+#include "llm/token_choice.h"
 
 namespace minicpmo::cuda::test {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-int failures = 0, checks = 0;
 
-void expect(bool good, const std::string& what) {
-  ++checks;
-  if (good) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-// The rules of choose_token (llm/language_model.cpp), by the host's own functions.
 int32_t host_choice(std::vector<float> logits, const std::vector<int32_t>& penalised,
                     const TokenState& s, Philox& random) {
-  if (s.penalty > 0 && s.penalty != 1)
-    apply_repetition_penalty(logits, penalised, static_cast<double>(s.penalty));
-  const int32_t best = argmax(logits);
-  if (s.temperature <= 0) return best;
-  const float top = logits[best];
-  for (float& x : logits) x = x == top ? 0 : (x - top) / s.temperature;
-  if (s.top_k > 0) apply_top_k(logits, s.top_k);
-  if (s.top_p < 1) apply_top_p(logits, s.top_p);
-  return sample(logits, random.uniform());
+  return choose_token(logits, penalised, {s.temperature, s.top_p, s.penalty, s.top_k}, &random);
 }
 
 struct Fixture {
@@ -45,16 +28,9 @@ struct Fixture {
     CHECK(sampler.init(vocabulary, most_penalised, true));
     CHECK(cudaMalloc(&logits, vocabulary * sizeof(float)));
     CHECK(cudaMalloc(&state, sizeof(TokenState)));
-    CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    CHECK(sampler.draw(logits, state, stream));
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&exec, graph, 0));
+    graph = captured(own.stream, [&] { CHECK(sampler.draw(logits, state, own.stream)); });
   }
   ~Fixture() {
-    CHECK(cudaGraphExecDestroy(exec));
-    CHECK(cudaGraphDestroy(graph));
-    CHECK(cudaStreamDestroy(stream));
     cudaFree(logits);
     cudaFree(state);
   }
@@ -62,9 +38,8 @@ struct Fixture {
   TokenSampler sampler;
   float* logits = nullptr;
   TokenState* state = nullptr;
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t exec;
+  OwnStream own;
+  Graph graph;
 };
 
 std::set<int32_t> seen;
@@ -79,7 +54,7 @@ void compare(Fixture& f, const std::string& where, const std::vector<float>& log
   to_device(f.sampler.penalised(), penalised);
   CHECK(cudaMemcpy(f.state, &s, sizeof s, cudaMemcpyHostToDevice));
   CHECK(cudaDeviceSynchronize());
-  for (int i = 0; i < draws; ++i) CHECK(cudaGraphLaunch(f.exec, f.stream));
+  for (int i = 0; i < draws; ++i) CHECK(f.graph.launch(f.own.stream));
   const TokenState after = to_host(f.state, 1)[0];
   bool not_finite = false;
   for (int i = 0; i < draws; ++i) {
@@ -101,14 +76,6 @@ void compare(Fixture& f, const std::string& where, const std::vector<float>& log
   expect(to_host(f.logits, logits.size()).size() == logits.size(), where + ": logits");
 }
 
-std::vector<float> random_logits(int count, unsigned seed, float deviation) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal(0, deviation);
-  std::vector<float> x(count);
-  for (float& v : x) v = normal(generator);
-  return x;
-}
-
 std::vector<int32_t> random_ids(int count, int vocabulary, unsigned seed) {
   std::mt19937 generator(seed);
   std::vector<int32_t> ids(count);
@@ -123,7 +90,7 @@ const char* const kNames[] = {"plain", "coarse", "equal", "no numbers",
 
 std::vector<float> make_logits(Kind kind, int count, unsigned seed) {
   if (kind == kEqual) return std::vector<float>(count, 0.25F);
-  auto x = random_logits(count, seed, kind == kFlat ? 1e-4F : kind == kHuge ? 200 : 2.5F);
+  auto x = random_floats(count, seed, kind == kFlat ? 1e-4F : kind == kHuge ? 200 : 2.5F);
   for (int i = 0; i < count; ++i) {
     if (kind == kCoarse) x[i] = std::round(x[i] * 4) / 4;
     if (kind == kNoNumbers && i % 3 == 0) x[i] = std::numeric_limits<float>::quiet_NaN();
@@ -223,7 +190,7 @@ void test_no_logits(int vocabulary) {
       to_device(f.logits, std::vector<float>(vocabulary, value));
       CHECK(cudaMemcpy(f.state, &s, sizeof s, cudaMemcpyHostToDevice));
       CHECK(cudaDeviceSynchronize());
-      CHECK(cudaGraphLaunch(f.exec, f.stream));
+      CHECK(f.graph.launch(f.own.stream));
       const TokenState after = to_host(f.state, 1)[0];
       expect(after.not_finite == 1 && after.token >= 0 && after.token < vocabulary,
              "no logits: " + std::to_string(after.token));
@@ -236,11 +203,7 @@ void test_no_logits(int vocabulary) {
 
 int main(int argc, char** argv) {
   using namespace minicpmo::cuda::test;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("no CUDA device: skipped\n");
-    return 77;
-  }
+  if (no_device()) return 77;
   const bool quick = argc > 1 && std::string(argv[1]) == "quick";
   test_random(151700, quick ? 2 : 400, 1);
   test_random(5003, quick ? 32 : 1500, 2);
@@ -250,7 +213,6 @@ int main(int argc, char** argv) {
   if (!quick) test_edges(151700, false);
   test_no_logits(2000);
   expect(static_cast<int>(seen.size()) > 100, "too few different tokens");
-  std::printf("token sampling: %d checks, %d failed; %zu different tokens\n", checks, failures,
-              seen.size());
-  return failures == 0 ? 0 : 1;
+  std::printf("token sampling: %zu different tokens\n", seen.size());
+  return report();
 }

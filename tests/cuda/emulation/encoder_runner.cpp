@@ -1,4 +1,2 @@
-// The runner, its kernels and the products around them, compiled for the emulation.
-#include "cuda/blas.cu"
-//
+// The runner, compiled for the emulation.
 #include "cuda/encoder_runner.cu"

@@ -1,5 +1,2 @@
-// The language model's runner and its test, compiled for the emulation.
-#include "cuda/language_runner.cu"
-#include "cuda/token_sampling.cu"
-//
+// The test of the language model's runner, compiled for the emulation.
 #include "language_kernels_test.cu"

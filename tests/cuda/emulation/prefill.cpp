@@ -1,3 +1,2 @@
-// Prefill and its products, compiled for the emulation.
-#include "cuda/blas.cu"
+// The prefill, compiled for the emulation.
 #include "cuda/prefill.cu"

@@ -1,4 +1,2 @@
-// The kernels that draw tokens, and their test, compiled for the emulation.
+// The kernels that draw tokens, compiled for the emulation.
 #include "cuda/token_sampling.cu"
-//
-#include "token_sampling_test.cu"

@@ -1,0 +1,2 @@
+// Products of matrices, compiled for the emulation.
+#include "cuda/blas.cu"

@@ -1,0 +1,2 @@
+// The runner, compiled for the emulation.
+#include "cuda/language_runner.cu"

@@ -1,0 +1,2 @@
+// Their test, compiled for the emulation.
+#include "token_sampling_test.cu"
