@@ -74,9 +74,6 @@ class Endpointing {
   std::vector<Decision> finish();
   // Samples that were heard and are no whole window.
   void skip(uint64_t samples) { position_ += samples; }
-  // Samples before this point belong to no later turn: their time and the later ones' do not fit
-  // together. Not while a turn is open.
-  void forget() { floor_ = position_; }
 
   uint64_t position() const { return position_; }
   bool in_turn() const { return in_turn_; }

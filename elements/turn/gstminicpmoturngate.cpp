@@ -131,7 +131,7 @@ bool TurnGate::caps() {
 
 bool TurnGate::segment(EventPtr event) {
   TimeSegment next = to_time_segment(event.get());
-  if (have_segment_ && gst_segment_is_equal(&segment_, &next.segment))
+  if (have_segment_ && counted_ == next.counted && gst_segment_is_equal(&segment_, &next.segment))
     return other(std::move(next.event));
   if (have_segment_ && finish() == GST_FLOW_FLUSHING) return false;
   samples_.clear();
@@ -241,7 +241,6 @@ void TurnGate::jump_to(GstClockTime time) {
   const GstClockTime end = samples_.time_of(samples_.end());
   if (time > end) output_.add_gap(end, time - end);
   output_.push_gap();
-  endpointing_.forget();
   samples_.clear();
   samples_.set_time(time, false);
   partial_.clear();

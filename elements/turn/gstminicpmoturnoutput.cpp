@@ -151,7 +151,7 @@ void TurnOutput::interrupt() {
 }
 
 void TurnOutput::start_turn(uint64_t begin, uint64_t speech, float probability) {
-  drop_until(std::max(begin, samples_.begin()));
+  drop_until(begin);
   push_gap();
   speech_begin_ = samples_.time_of(speech);
   ++turn_id_;

@@ -59,29 +59,46 @@ void TurnLog::add(const char* what, GstClockTime begin, GstClockTime duration, b
       std::string(what) + " " + ms(begin_) + "-" + ms(end_) + (was_discont ? " discont" : "");
 }
 
+void TurnLog::add(GstBuffer* buffer) {
+  add("audio", GST_BUFFER_PTS(buffer), GST_BUFFER_DURATION(buffer),
+      GST_BUFFER_FLAG_IS_SET(buffer, GST_BUFFER_FLAG_DISCONT));
+  const auto samples = floats_of(buffer);
+  samples_.insert(samples_.end(), samples.begin(), samples.end());
+  const auto* meta = gst_buffer_get_minicpmo_turn_meta(buffer);
+  chunks_.emplace_back(meta != nullptr ? meta->turn_id : 0, meta != nullptr ? meta->chunk : 0);
+}
+
+void TurnLog::add(GstEvent* event) {
+  if (GST_EVENT_TYPE(event) != GST_EVENT_GAP) {
+    story_.push_back(name_of(event));
+    return;
+  }
+  GstClockTime begin, duration;
+  gst_event_parse_gap(event, &begin, &duration);
+  add("gap", begin, duration, false);
+}
+
 GstPadProbeReturn TurnLog::probe(GstPad*, GstPadProbeInfo* info, gpointer data) {
   auto* self = static_cast<TurnLog*>(data);
-  std::lock_guard lock(self->mutex_);
-  if ((GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) != 0) {
-    GstBuffer* buffer = GST_PAD_PROBE_INFO_BUFFER(info);
-    self->add("audio", GST_BUFFER_PTS(buffer), GST_BUFFER_DURATION(buffer),
-              GST_BUFFER_FLAG_IS_SET(buffer, GST_BUFFER_FLAG_DISCONT));
-    const auto samples = floats_of(buffer);
-    self->samples_.insert(self->samples_.end(), samples.begin(), samples.end());
-    const auto* meta = gst_buffer_get_minicpmo_turn_meta(buffer);
-    self->chunks_.emplace_back(meta != nullptr ? meta->turn_id : 0,
-                               meta != nullptr ? meta->chunk : 0);
-    return GST_PAD_PROBE_OK;
+  std::function<void(const std::string&)> hook;
+  std::string word;
+  {
+    std::lock_guard lock(self->mutex_);
+    if ((GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) != 0) {
+      self->add(GST_PAD_PROBE_INFO_BUFFER(info));
+    } else {
+      self->add(GST_PAD_PROBE_INFO_EVENT(info));
+    }
+    hook = self->hook_;
+    word = self->story_.back();
   }
-  GstEvent* event = GST_PAD_PROBE_INFO_EVENT(info);
-  if (GST_EVENT_TYPE(event) == GST_EVENT_GAP) {
-    GstClockTime begin, duration;
-    gst_event_parse_gap(event, &begin, &duration);
-    self->add("gap", begin, duration, false);
-  } else {
-    self->story_.push_back(name_of(event));
-  }
+  if (hook) hook(word);
   return GST_PAD_PROBE_OK;
+}
+
+void TurnLog::set_hook(std::function<void(const std::string&)> hook) {
+  std::lock_guard lock(mutex_);
+  hook_ = std::move(hook);
 }
 
 Names TurnLog::story() const {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -35,17 +36,22 @@ class TurnLog {
   std::vector<float> samples() const;
   size_t buffers() const;
   void clear();
+  // Called with each word, on the streaming thread.
+  void set_hook(std::function<void(const std::string&)> hook);
   // Of the metas of all buffers: turn and number.
   std::vector<std::pair<guint64, guint>> chunks() const;
 
  private:
   static GstPadProbeReturn probe(GstPad* pad, GstPadProbeInfo* info, gpointer self);
+  void add(GstBuffer* buffer);
+  void add(GstEvent* event);
   void add(const char* what, GstClockTime begin, GstClockTime duration, bool discont);
 
   PadPtr pad_;
   gulong id_ = 0;
   mutable std::mutex mutex_;  // guards what follows
   Names story_;
+  std::function<void(const std::string&)> hook_;
   GstClockTime begin_ = 0, end_ = 0;  // of the last word, if it is a stretch of time
   std::vector<float> samples_;
   std::vector<std::pair<guint64, guint>> chunks_;

@@ -75,10 +75,23 @@ TEST_F(TurnInput, BytesAreCountedAndMayBeCutAnywhere) {
   const auto* bytes = reinterpret_cast<const guint8*>(samples.data());
   for (size_t at = 0; at < samples.size() * 4; at += 4097) {
     const size_t part = std::min<size_t>(4097, samples.size() * 4 - at);
-    EXPECT_EQ(h_->push(BufferPtr(gst_buffer_new_memdup(bytes + at, part))), GST_FLOW_OK);
+    BufferPtr buffer(gst_buffer_new_memdup(bytes + at, part));
+    GST_BUFFER_PTS(buffer.get()) = at * GST_SECOND;  // of no account
+    EXPECT_EQ(h_->push(std::move(buffer)), GST_FLOW_OK);
   }
   h_->push_eos();
   EXPECT_EQ(story(), expected);
+}
+
+TEST_F(TurnInput, GapsOfCountedStreamsPassInOrder) {
+  start();
+  push_segment(GST_FORMAT_BYTES, 0);
+  log_->clear();
+  play("....");
+  h_->push_event(gst_event_new_gap(GST_SECOND, GST_SECOND));
+  h_->push_eos();
+  EXPECT_EQ(story(), (Names{"gap 0-128", "gap 1000-2000", "eos"}));
+  EXPECT_EQ(stat("filled-samples"), 0u);
 }
 
 TEST_F(TurnInput, AMinuteInOneBuffer) {
@@ -98,6 +111,14 @@ TEST_F(TurnInput, EmptyBuffersAndNoTimestampsAreNoTrouble) {
   EXPECT_EQ(h_->push(BufferPtr(gst_buffer_new())), GST_FLOW_OK);
   EXPECT_EQ(story(), (Names{"interrupt 1", "gap 0-64", "turn-start 1", "audio 64-480 discont",
                             "turn-end 1 speech 320"}));
+}
+
+TEST_F(TurnInput, WithoutTimestampsTimeStartsWithTheSegment) {
+  start();
+  push_segment(GST_FORMAT_TIME, 100 * GST_SECOND);
+  log_->clear();
+  h_->push(pcm_buffer(5 * kWindow, kVoice));
+  EXPECT_EQ(story().back(), "audio 100000-100160 discont");
 }
 
 TEST_F(TurnInput, TimestampsBeyondReasonAreIgnored) {
@@ -229,12 +250,48 @@ TEST_F(TurnInput, PreRollDoesNotReachAcrossAJump) {
     start();
     time_ = 10 * GST_SECOND;
     play("........");
+    push_samples(std::vector<float>(100, 0.0f), time_);
     time_ = jump;
     log_->clear();
     play(".##");
     EXPECT_EQ(story().back(),
               jump > 10 * GST_SECOND ? "audio 20000-20096 discont" : "audio 5000-5096 discont");
   }
+}
+
+TEST_F(TurnInput, PreRollReachesAcrossAShortHole) {
+  start();
+  play("........");
+  time_ += 2 * kWindowTime;
+  play("##");
+  EXPECT_EQ(story().back(), "audio 224-384 discont");
+  EXPECT_EQ(stat("filled-samples"), 2 * kWindow);
+}
+
+TEST_F(TurnInput, SpeechThatBeginsAcrossAJumpIsNotLost) {
+  start();
+  time_ = 10 * GST_SECOND;
+  play(".#");
+  time_ = 5 * GST_SECOND;
+  play("#");
+  EXPECT_EQ(story(), (Names{"interrupt 1", "turn-start 1", "audio 10000-10064 discont",
+                            "audio 5000-5032 discont"}));
+}
+
+TEST_F(TurnInput, JitterBetweenTurnsIsTold) {
+  start();
+  play(".....");
+  time_ += 30 * GST_MSECOND;
+  play(".....");
+  h_->push_eos();
+  EXPECT_EQ(story(), (Names{"gap 0-160", "gap 190-350", "eos"}));
+}
+
+TEST_F(TurnInput, AnEndlessGapIsADay) {
+  start();
+  play("..");
+  h_->push_event(gst_event_new_gap(time_, G_MAXINT64));
+  EXPECT_EQ(story(), Names{"gap 0-86400064"});
 }
 
 TEST_F(TurnInput, GapsOfAnyLengthAreBounded) {
@@ -328,16 +385,44 @@ TEST_F(TurnInput, FlushDropsTheTurnAndIdsGoOn) {
   EXPECT_EQ(backend_.log().count("vad.reset"), 3);  // of two segments and the flush
 }
 
+TEST_F(TurnInput, NothingFromBeforeAFlushComesAfterIt) {
+  start();
+  play("....");  // one window of the GAP is out of the padding
+  h_->push_event(gst_event_new_custom(GST_EVENT_CUSTOM_DOWNSTREAM, gst_structure_new_empty("old")));
+  g_signal_emit_by_name(h_->element(), "start-turn");
+  log_->clear();
+  flush();
+  time_ = GST_SECOND;
+  play("..........");
+  h_->push_eos();
+  EXPECT_EQ(story(), (Names{"flush-start", "flush-stop", "segment", "gap 1000-1320", "eos"}));
+}
+
+TEST_F(TurnInput, FlushEndsTheWorkOnALongBuffer) {
+  start();
+  bool flushed = false;
+  log_->set_hook([&](const std::string& what) {
+    if (what.compare(0, 3, "gap") == 0 && !std::exchange(flushed, true))
+      h_->push_event(gst_event_new_flush_start());
+  });
+  EXPECT_EQ(push(1000, 0.0f), GST_FLOW_FLUSHING);
+  EXPECT_LT(backend_.counters().windows, 10);
+  h_->push_event(gst_event_new_flush_stop(TRUE));
+}
+
 TEST_F(TurnInput, IdsStartAgainWithTheElement) {
   start();
   play("####");
+  h_->messages(GST_MESSAGE_ANY);
+  log_->clear();
   gst_element_set_state(h_->element(), GST_STATE_READY);
+  EXPECT_TRUE(h_->messages(GST_MESSAGE_ELEMENT).empty());
   gst_element_set_state(h_->element(), GST_STATE_PLAYING);
   h_->set_caps(kPcmCaps);
-  log_->clear();
   time_ = 0;
   play("##");
-  EXPECT_EQ(story(), (Names{"interrupt 1", "turn-start 1", "audio 0-64 discont"}));
+  EXPECT_EQ(story(), (Names{"stream-start", "caps", "segment", "interrupt 1", "turn-start 1",
+                            "audio 0-64 discont"}));
 }
 
 TEST_F(TurnInput, SourceWithoutCapsIsUnderstood) {
@@ -361,6 +446,8 @@ TEST_F(TurnInput, LatencyIsWhatItHoldsBack) {
   gst_harness_set_live(h_->get(), TRUE);
   gst_harness_set_upstream_latency(h_->get(), 20 * GST_MSECOND);
   EXPECT_EQ(gst_harness_query_latency(h_->get()), (20 + 300 + 64) * GST_MSECOND);
+  gst_util_set_object_arg(G_OBJECT(h_->element()), "mode", "manual");
+  EXPECT_EQ(gst_harness_query_latency(h_->get()), (20 + 300 + 32) * GST_MSECOND);
   gst_harness_set_live(h_->get(), FALSE);
   EXPECT_EQ(gst_harness_query_latency(h_->get()), 20 * GST_MSECOND);
 }
@@ -403,6 +490,7 @@ TEST_F(TurnInput, FailedNetworkIsOneErrorAndEosStillPasses) {
   play("####");
   EXPECT_EQ(push(1, kVoice), GST_FLOW_ERROR);
   EXPECT_EQ(push(1, kVoice), GST_FLOW_ERROR);
+  h_->push_event(gst_event_new_gap(time_, GST_SECOND));
   h_->push_eos();
   EXPECT_EQ(h_->messages(GST_MESSAGE_ERROR).size(), 1u);
   const Names last = story();

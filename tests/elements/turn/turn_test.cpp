@@ -336,6 +336,23 @@ TEST_F(PushToTalk, APressAndAReleaseBetweenTwoBuffersAreATurn) {
                             "audio 128-192 discont"}));
 }
 
+TEST_F(PushToTalk, HammeringOnTheButtonIsBounded) {
+  for (int i = 0; i < 1000; ++i) {
+    press();
+    release();
+  }
+  play(".");
+  EXPECT_EQ(stat("turns"), 8u);
+}
+
+TEST_F(PushToTalk, APressWithoutSpeechEndsWithTheSilence) {
+  start();
+  play("....");
+  press();
+  play(".....");
+  EXPECT_EQ(story().back(), "turn-end 1 speech 128");
+}
+
 TEST_F(PushToTalk, ButtonsWorkWithVoiceActivityToo) {
   start();
   play("........");

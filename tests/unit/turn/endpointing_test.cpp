@@ -140,8 +140,6 @@ TEST_F(EndpointingTest, KeepsWhatATurnCouldBeginWith) {
   EXPECT_TRUE(endpointing_.busy());
   hear(".");
   EXPECT_EQ(endpointing_.keep_from(), 7 * kWindow);
-  endpointing_.forget();
-  EXPECT_EQ(endpointing_.keep_from(), 9 * kWindow);
 }
 
 TEST_F(EndpointingTest, ACoughIsCancelled) {
