@@ -62,7 +62,7 @@ void AudioFramer::reset(bool keep_caps) {
   have_caps_ = have_caps_ && keep_caps;
   counted_ = false;
   marked_turns_ = false;
-  in_turn_ = false;
+  in_turn_ = may_go_on_ = false;
   discont_ = true;
   failed_ = false;
   samples_out_ = samples_in_;
@@ -140,6 +140,7 @@ bool AudioFramer::other(EventPtr event) {
 
 GstFlowReturn AudioFramer::begin_turn(guint64 turn_id) {
   in_turn_ = true;
+  may_go_on_ = false;
   turn_id_ = turn_id;
   chunk_in_turn_ = 0;
   turn_samples_ = 0;
@@ -176,6 +177,7 @@ bool AudioFramer::turn_end(EventPtr event) {
   const GstFlowReturn flow = negotiate();
   if (flow != GST_FLOW_OK) return false;
   if (finish_turn() == GST_FLOW_FLUSHING) return false;
+  may_go_on_ = gst_minicpmo_event_is_speculative(event.get());
   return other(std::move(event));
 }
 
@@ -187,7 +189,7 @@ bool AudioFramer::turn_cancel(EventPtr event) {
   }
   gst_adapter_clear(adapter_.get());
   samples_out_ = samples_in_;
-  in_turn_ = false;
+  in_turn_ = may_go_on_ = false;
   discont_ = true;
   return other(std::move(event));
 }
@@ -213,12 +215,15 @@ GstFlowReturn AudioFramer::chain(BufferPtr buffer) {
   }
   const GstClockTime pts = counted_ ? GST_CLOCK_TIME_NONE : GST_BUFFER_PTS(buffer.get());
   if (!in_turn_) {
-    if (marked_turns_) {
+    if (may_go_on_) {
+      in_turn_ = true;  // and it did: minicpmo/turn-resume went ahead
+    } else if (marked_turns_) {
       std::lock_guard lock(stats_mutex_);
       stats_.dropped_samples += gst_buffer_get_size(buffer.get()) / kBytesPerSample;
       return GST_FLOW_OK;
+    } else {
+      begin_turn(turn_id_ + 1);
     }
-    begin_turn(turn_id_ + 1);
   }
   return take_stretch(pts, std::move(buffer));
 }

@@ -95,6 +95,7 @@ class AudioFramer {
   bool counted_ = false;       // the segment is in bytes: time is counted
   bool marked_turns_ = false;  // turn-start was seen: between turns nothing is encoded
   bool in_turn_ = false;
+  bool may_go_on_ = false;  // the end of the last turn was speculative
   bool discont_ = true;
   bool failed_ = false;  // the encoder failed: nothing more until the stream is reset
   bool warned_non_finite_ = false;

@@ -1,5 +1,6 @@
 #include "common/gstminicpmoelement.h"
 
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -446,6 +447,22 @@ GstFlowReturn gst_minicpmo_element_wait_ready(GstMiniCpmoElement* self) {
     default:
       return GST_FLOW_FLUSHING;
   }
+}
+
+gboolean gst_minicpmo_element_wait_until(GstMiniCpmoElement* self,
+                                         const std::function<bool()>& done, GstClockTime patience) {
+  Element& impl = impl_of(self);
+  std::unique_lock lock(impl.state_mutex);
+  impl.state_changed.wait_for(lock, std::chrono::nanoseconds(patience),
+                              [&] { return impl.stopped || impl.flushing || done(); });
+  return !impl.stopped && !impl.flushing;
+}
+
+void gst_minicpmo_element_wake(GstMiniCpmoElement* self) {
+  Element& impl = impl_of(self);
+  // Taken and given back, so that no waiter is between its look at the condition and its sleep.
+  { std::lock_guard lock(impl.state_mutex); }
+  impl.state_changed.notify_all();
 }
 
 const std::shared_ptr<Engine>& gst_minicpmo_element_engine(GstMiniCpmoElement* self) {

@@ -10,6 +10,7 @@
 
 #include <gst/gst.h>
 
+#include <functional>
 #include <memory>
 
 #include "common/stage.h"
@@ -51,6 +52,12 @@ G_END_DECLS
 // when the element is flushed or shut down meanwhile, GST_FLOW_ERROR when loading failed (the error
 // is on the bus already).
 GstFlowReturn gst_minicpmo_element_wait_ready(GstMiniCpmoElement* self);
+
+// Waits until `done` says so (it is asked after every wake), at most `patience` ns. FALSE when the
+// element is flushed or shut down meanwhile.
+gboolean gst_minicpmo_element_wait_until(GstMiniCpmoElement* self,
+                                         const std::function<bool()>& done, GstClockTime patience);
+void gst_minicpmo_element_wake(GstMiniCpmoElement* self);
 
 // Valid after wait_ready returned GST_FLOW_OK, until READY to NULL.
 const std::shared_ptr<minicpmo::Engine>& gst_minicpmo_element_engine(GstMiniCpmoElement* self);

@@ -57,8 +57,9 @@ GstEvent* gst_minicpmo_event_new_turn_end_full(guint64 turn_id, GstClockTime spe
   GstStructure* fields = fields_of_turn(GST_MINICPMO_EVENT_TURN_END, turn_id);
   if (GST_CLOCK_TIME_IS_VALID(speech_end))
     gst_structure_set(fields, kSpeechEnd, G_TYPE_UINT64, speech_end, nullptr);
-  if (speculative) gst_structure_set(fields, kSpeculative, G_TYPE_BOOLEAN, TRUE, nullptr);
-  return new_downstream(fields);
+  GstEvent* event = new_downstream(fields);
+  if (speculative) gst_minicpmo_event_set_speculative(event);
+  return event;
 }
 
 GstEvent* gst_minicpmo_event_new_turn_cancel(guint64 turn_id) {
@@ -127,6 +128,11 @@ gboolean gst_minicpmo_event_is_speculative(GstEvent* event) {
   gboolean speculative = FALSE;
   if (fields != nullptr) gst_structure_get_boolean(fields, kSpeculative, &speculative);
   return speculative;
+}
+
+void gst_minicpmo_event_set_speculative(GstEvent* event) {
+  gst_structure_set(gst_event_writable_structure(event), kSpeculative, G_TYPE_BOOLEAN, TRUE,
+                    nullptr);
 }
 
 GstQuery* gst_minicpmo_query_new_heard(guint64 turn_id) {

@@ -8,8 +8,9 @@
 //                          Speculative: answer, but keep the sound until turn-confirm.
 //   minicpmo/turn-cancel   turn-id. That was no speech after all: forget it, and whatever it
 //                          interrupted may go on. Comes instead of turn-end.
-//   minicpmo/speaker       turn-id, speaker (GstBuffer, raw float32 little-endian). Sticky.
-//   minicpmo/answer-end    turn-id, finish (stop|length|context|interrupted|empty)
+//   minicpmo/speaker       turn-id, speaker (GstBuffer, raw float32 little-endian), speculative
+//                          (boolean; optional). Sticky.
+//   minicpmo/answer-end    turn-id, finish (stop|length|context|interrupted|discarded|empty)
 // Downstream, out of band (queues let it pass):
 //   minicpmo/interrupt     turn-id of the turn that begins now: answers to earlier turns stop.
 //   minicpmo/turn-confirm  turn-id. The speculative end of this turn was its end.
@@ -59,6 +60,8 @@ guint64 gst_minicpmo_event_turn_id(GstEvent* event);
 // The field of a turn-end, or NONE.
 GstClockTime gst_minicpmo_event_speech_end(GstEvent* event);
 gboolean gst_minicpmo_event_is_speculative(GstEvent* event);
+// The event must be writable.
+void gst_minicpmo_event_set_speculative(GstEvent* event);
 
 // Asks what the listener has heard of the answer to turn `turn_id`. The vocoder fills in samples
 // (at 24 kHz, of this answer, whose time to be rendered has come), minicpmotts makes heard-bytes of

@@ -28,12 +28,11 @@
  * flushed, and the conversation is cut back to the words that were heard: minicpmovocoder knows how
  * much sound has been rendered by now, minicpmotts how many words that were. If it was no speech
  * after all (minicpmo/turn-cancel: a cough), the answer goes on from the word it stopped at, unless
- * resume-false-interruption is off. Sinks behind need async=false, or the pipeline falls back to
- * PAUSED at the flush.
+ * resume-false-interruption is off. Sinks behind need async=false, or a flush pauses the pipeline.
  *
- * Input that does not fit into the model's context is refused with a warning; audio beyond it is
- * not heard, and the turn is answered from what was. A stream that ends with nothing but refused
- * input is an error; one that ends without any question is a warning.
+ * Input that does not fit into the model's context is refused with a warning, and the turn is
+ * answered from what was heard. A stream that ends with nothing but refused input is an error; one
+ * that ends without any question is a warning.
  *
  * ## Examples
  * |[
@@ -45,10 +44,10 @@
  * ]| A typed conversation: every line is a message.
  *
  * ## Messages
- * Element message minicpmo/answer at the end of every answer: turn-id (guint64), text (the whole
- * answer), finish (stop, length, context, interrupted, empty), tokens (guint64). PROGRESS (code
- * "load") while the model loads. Element message minicpmo/barge-in when an answer was not heard to
- * its end: turn-id, heard-bytes (gint64, of its text; -1: unknown), heard (text).
+ * Element message minicpmo/answer at the end of every answer: turn-id (guint64), text (all of it),
+ * finish (stop, length, context, interrupted, discarded, empty), tokens (guint64). minicpmo/barge-in
+ * when one was not heard to its end: turn-id, heard-bytes (gint64, of its text; -1: unknown), heard
+ * (text). PROGRESS (code "load") while the model loads.
  */
 #include "llm/gstminicpmollm.h"
 
@@ -115,21 +114,6 @@ static GstStaticPadTemplate text_sink_template =
 static GstStaticPadTemplate src_template =
     GST_STATIC_PAD_TEMPLATE("src", GST_PAD_SRC, GST_PAD_ALWAYS, GST_STATIC_CAPS(TEXT_CAPS));
 
-GType gst_minicpmo_timestamp_mode_get_type(void) {
-  static const GType type = [] {
-    static const GEnumValue values[] = {
-        {static_cast<int>(TimestampMode::kInput),
-         "An answer starts at the end of its question: deterministic, for files", "input"},
-        {static_cast<int>(TimestampMode::kArrival),
-         "Words have the running time at which they come: for live pipelines", "arrival"},
-        {static_cast<int>(TimestampMode::kAuto), "Arrival if the input is live, otherwise input",
-         "auto"},
-        {0, nullptr, nullptr}};
-    return g_enum_register_static("GstMiniCpmoTimestampMode", values);
-  }();
-  return type;
-}
-
 G_DEFINE_TYPE(GstMiniCpmoLlm, gst_minicpmo_llm, GST_TYPE_MINICPMO_ELEMENT)
 GST_ELEMENT_REGISTER_DEFINE_WITH_CODE(minicpmollm, "minicpmollm", GST_RANK_NONE,
                                       GST_TYPE_MINICPMO_LLM,
@@ -138,17 +122,24 @@ GST_ELEMENT_REGISTER_DEFINE_WITH_CODE(minicpmollm, "minicpmollm", GST_RANK_NONE,
 
 // ---- Session
 
+// On the task, before a new session: a voice that was set while playing.
+static void prepare_session(GstMiniCpmoLlm* self) {
+  auto* element = GST_MINICPMO_ELEMENT(self);
+  if (!self->impl->settings.voice_due()) return;
+  const auto done =
+      minicpmo::adopt_voice(self->impl->settings, *gst_minicpmo_element_engine(element),
+                            gst_minicpmo_element_cancel_flag(element));
+  if (!done.ok() && done.error().code != minicpmo::ErrorCode::kCancelled)
+    gst_minicpmo_element_post_warning(element, done.error());
+  self->impl->worker.set_options(self->impl->settings.values().options);
+}
+
 static minicpmo::Result<void> open_session(GstMiniCpmoElement* element,
                                            const std::shared_ptr<minicpmo::Engine>& engine) {
   Llm& impl = *GST_MINICPMO_LLM(element)->impl;
-  const std::string voice = impl.settings.values().voice;
-  minicpmo::TensorPtr embeddings;
-  if (!voice.empty()) {
-    ASSIGN_OR_RETURN(
-        embeddings,
-        minicpmo::encode_voice(*engine, voice, gst_minicpmo_element_load_cancel_flag(element)));
-  }
-  impl.settings.set_voice_embeddings(std::move(embeddings));
+  impl.settings.set_voice_embeddings(nullptr, "");  // of another checkpoint, maybe
+  RETURN_IF_ERROR(minicpmo::adopt_voice(impl.settings, *engine,
+                                        gst_minicpmo_element_load_cancel_flag(element)));
   const minicpmo::LanguageModelOptions options = impl.settings.values().options;
   impl.worker.set_options(options);  // what was set before knew nothing of the voice
   ASSIGN_OR_RETURN(auto session, engine->new_language_model(options));
@@ -294,10 +285,16 @@ static bool main_event(GstMiniCpmoLlm* self, EventPtr event) {
   }
   const GstEventTypeFlags flags = gst_event_type_get_flags(GST_EVENT_TYPE(event.get()));
   if ((flags & GST_EVENT_TYPE_SERIALIZED) == 0) {
-    if (!gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_INTERRUPT))
-      return gst_pad_push_event(self->srcpad, event.release());
-    self->impl->worker.barge_in(gst_minicpmo_event_turn_id(event.get()));
-    return true;
+    const guint64 turn_id = gst_minicpmo_event_turn_id(event.get());
+    if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_INTERRUPT)) {
+      self->impl->worker.barge_in(turn_id);
+      return true;
+    }
+    if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_TURN_RESUME)) {
+      self->impl->worker.resume_turn(turn_id);
+      return true;
+    }
+    return gst_pad_push_event(self->srcpad, event.release());
   }
   if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_TURN_CANCEL)) {
     input.forget_partial();
@@ -349,7 +346,7 @@ static gboolean sink_event(GstPad* pad, GstObject* parent, GstEvent* data) {
   });
 }
 
-// Once the model is known, only embeddings of its width are accepted.
+// Once the model is known, only embeddings of its width.
 static GstCaps* sink_caps(GstMiniCpmoLlm* self, GstPad* pad) {
   GstCaps* caps = gst_pad_get_pad_template_caps(pad);
   if (pad != self->sinkpad) return caps;
@@ -601,4 +598,5 @@ static void gst_minicpmo_llm_init(GstMiniCpmoLlm* self) {
   gst_pad_use_fixed_caps(self->srcpad);
   gst_element_add_pad(GST_ELEMENT(self), self->srcpad);
   self->impl = new Llm(GST_MINICPMO_ELEMENT(self), self->sinkpad, self->srcpad);
+  self->impl->worker.set_prepare_session([self] { prepare_session(self); });
 }

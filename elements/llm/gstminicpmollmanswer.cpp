@@ -34,8 +34,10 @@ void LlmWorker::turn_end(EventPtr event) {
   if (id != 0) turn_id_ = id;
   const GstClockTime speech_end = gst_minicpmo_event_speech_end(event.get());
   if (GST_CLOCK_TIME_IS_VALID(speech_end)) capture_time_ = speech_end;
+  const bool speculative = gst_minicpmo_event_is_speculative(event.get());
   forward(std::move(event));
-  answer();
+  if (speculative && take_resumed(turn_id_)) return;
+  answer(speculative);
 }
 
 // Nobody had spoken. What the noise interrupted goes on, and a question that was left unanswered
@@ -93,8 +95,9 @@ std::optional<int64_t> LlmWorker::end_answering() {
   return heard_bytes_;
 }
 
-void LlmWorker::answer() {
+void LlmWorker::answer(bool speculative) {
   Answer answer;
+  answer.speculative = speculative;
   answer.turn_id = turn_id_ != 0 ? turn_id_ : last_turn_id_ + 1;
   last_turn_id_ = std::max(last_turn_id_, answer.turn_id);
   turn_id_ = 0;
@@ -125,7 +128,12 @@ void LlmWorker::run_answer(Answer answer) {
   const Outcome outcome = decode(answer);
   const std::optional<int64_t> heard = end_answering();
   finish_flush();
+  const bool discarded = take_discard();
   if (outcome == Outcome::kAbandoned) return;
+  if (discarded) {
+    last_answer_ = std::move(answer);
+    return reopen();
+  }
   ++answered_;
   const bool interrupted = outcome == Outcome::kInterrupted;
   if (interrupted) {
@@ -209,8 +217,10 @@ bool LlmWorker::take_speaker(Answer& answer, const Tensor& speaker) {
 }
 
 void LlmWorker::push_speaker(const Answer& answer) {
-  gst_pad_push_event(src_, gst_minicpmo_event_new_speaker(answer.turn_id, answer.speaker.data(),
-                                                          answer.speaker.size()));
+  EventPtr event(
+      gst_minicpmo_event_new_speaker(answer.turn_id, answer.speaker.data(), answer.speaker.size()));
+  if (answer.speculative) gst_minicpmo_event_set_speculative(event.get());
+  gst_pad_push_event(src_, event.release());
 }
 
 bool LlmWorker::push_text(Answer& answer, std::string_view text) {
@@ -300,6 +310,13 @@ void LlmWorker::ensure_started() {
   if (segment_seqnum_ != GST_SEQNUM_INVALID) gst_event_set_seqnum(event.get(), segment_seqnum_);
   segment_sent_ = true;
   gst_pad_push_event(src_, event.release());
+}
+
+// Time that has passed in silence, so that whoever waits for this stream need not.
+void LlmWorker::push_gap() {
+  if (!segment_sent_ || !is_live()) return;
+  const GstClockTime from = last_output_, until = output_time();
+  if (until > from) gst_pad_push_event(src_, gst_event_new_gap(from, until - from));
 }
 
 GstClockTime LlmWorker::output_time() {

@@ -36,6 +36,41 @@ void LlmWorker::barge_in(guint64 turn_id) {
   stop_answers(turn_id, -1);
 }
 
+void LlmWorker::resume_turn(guint64 turn_id) {
+  bool begun;
+  {
+    std::lock_guard lock(mutex_);
+    begun = (answering_ && answering_turn_ == turn_id) || sounding_.turn_id == turn_id;
+    if (!begun) resumed_turn_ = turn_id;  // its end still waits to be read
+  }
+  if (begun) stop_answers(turn_id + 1, 0, true);
+}
+
+bool LlmWorker::take_resumed(guint64 turn_id) {
+  std::lock_guard lock(mutex_);
+  if (resumed_turn_ != turn_id) return false;
+  resumed_turn_ = 0;
+  return true;
+}
+
+bool LlmWorker::take_discard() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(discard_, false);
+}
+
+// The user's turn is open again: what comes next belongs to the same question.
+void LlmWorker::reopen() {
+  if (!session_used_ || session_ == nullptr || failed()) return;
+  session_->reopen_turn();
+  {
+    std::lock_guard lock(mutex_);
+    ++stats_.discarded;
+  }
+  if (last_answer_) finish_answer(*last_answer_, "discarded");
+  last_answer_.reset();
+  last_heard_.reset();
+}
+
 bool LlmWorker::is_superseded(guint64 turn_id) const {
   std::lock_guard lock(mutex_);
   return turn_id < superseded_;
@@ -46,7 +81,7 @@ bool LlmWorker::is_interrupted() const {
   return interrupted_ && active_ && !flushing_;
 }
 
-void LlmWorker::stop_answers(guint64 before_turn, int64_t heard_bytes) {
+void LlmWorker::stop_answers(guint64 before_turn, int64_t heard_bytes, bool discard) {
   const bool live = is_live();
   Sounding sounding;
   bool answering, flush;
@@ -59,6 +94,7 @@ void LlmWorker::stop_answers(guint64 before_turn, int64_t heard_bytes) {
     if (turn >= before_turn || (turn == 0 && heard_bytes < 0)) return;
     flush = sounding.turn_id != 0 && live;
     interrupting_ = true;
+    discard_ = discard && answering;
     if (answering) {
       interrupted_ = true;
       cancel_.set();
@@ -76,7 +112,11 @@ void LlmWorker::stop_answers(guint64 before_turn, int64_t heard_bytes) {
     flush_started_ = flush_started_ || flush;
     sounding_ = {};
     heard_bytes_ = heard.bytes;
-    if (!answering && heard.bytes >= 0 && !heard.complete) cut_back_ = heard.bytes;
+    if (!answering && discard) {
+      reopen_ = true;
+    } else if (!answering && heard.bytes >= 0 && !heard.complete) {
+      cut_back_ = heard.bytes;
+    }
   }
   GST_DEBUG_OBJECT(element_,
                    "interrupted turn %" G_GUINT64_FORMAT ": %" G_GINT64_FORMAT " bytes heard%s",

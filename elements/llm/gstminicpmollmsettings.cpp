@@ -5,6 +5,23 @@
 #include "common/gstminicpmoelement.h"
 #include "llm/gstminicpmollm.h"
 
+using minicpmo::TimestampMode;
+
+GType gst_minicpmo_timestamp_mode_get_type(void) {
+  static const GType type = [] {
+    static const GEnumValue values[] = {
+        {static_cast<int>(TimestampMode::kInput),
+         "An answer starts at the end of its question: deterministic, for files", "input"},
+        {static_cast<int>(TimestampMode::kArrival),
+         "Words have the running time at which they come: for live pipelines", "arrival"},
+        {static_cast<int>(TimestampMode::kAuto), "Arrival if the input is live, otherwise input",
+         "auto"},
+        {0, nullptr, nullptr}};
+    return g_enum_register_static("GstMiniCpmoTimestampMode", values);
+  }();
+  return type;
+}
+
 namespace minicpmo {
 
 namespace {
@@ -94,10 +111,9 @@ void install_conversation(GObjectClass* object_class, const LanguageModelOptions
       object_class, PROP_VOICE,
       g_param_spec_string("voice", "Voice",
                           "Sound file with the voice to speak in; its first 30 s are used. The "
-                          "model imitates it as far as it learnt to. NULL: the model's own",
-                          nullptr,
-                          static_cast<GParamFlags>(G_PARAM_READWRITE | G_PARAM_STATIC_STRINGS |
-                                                   GST_PARAM_MUTABLE_READY)));
+                          "model imitates it as far as it learnt to. NULL: the model's own. Takes "
+                          "effect with the next session",
+                          nullptr, kPlaying));
   g_object_class_install_property(
       object_class, PROP_COMPATIBILITY,
       g_param_spec_enum("compatibility", "Compatibility",
@@ -126,15 +142,16 @@ void install_stream(GObjectClass* object_class) {
                         64u << 20, defaults.max_message_bytes, kPlaying));
   g_object_class_install_property(
       object_class, PROP_STATS,
-      g_param_spec_boxed("stats", "Statistics",
-                         "Counted since the element was made: turns, interrupted, resumed (after a "
-                         "false interruption), cut-back (not heard to the end), tokens, rows "
-                         "(embeddings read), messages, refused, prefill-time and decode-time (ns, "
-                         "in the model), gpu-time (ns of them on a GPU) and gpu-prefill-time (of "
-                         "that, reading), tokens-per-second; of the last answer: "
-                         "first-text-latency (ns from its start), context-used (positions)",
-                         GST_TYPE_STRUCTURE,
-                         static_cast<GParamFlags>(G_PARAM_READABLE | G_PARAM_STATIC_STRINGS)));
+      g_param_spec_boxed(
+          "stats", "Statistics",
+          "Counted since the element was made: turns, interrupted, resumed (after a "
+          "false interruption), discarded (speculative answers), cut-back (not heard "
+          "to the end), tokens, rows "
+          "(embeddings read), messages, refused, prefill-time and decode-time (ns, "
+          "in the model), gpu-time (ns of them on a GPU) and gpu-prefill-time (of "
+          "that, reading), tokens-per-second; of the last answer: "
+          "first-text-latency (ns from its start), context-used (positions)",
+          GST_TYPE_STRUCTURE, static_cast<GParamFlags>(G_PARAM_READABLE | G_PARAM_STATIC_STRINGS)));
 }
 
 GstStructure* make_stats(const LlmStats& stats) {
@@ -142,14 +159,14 @@ GstStructure* make_stats(const LlmStats& stats) {
   const double rate = seconds > 0 ? static_cast<double>(stats.tokens) / seconds : 0;
   return gst_structure_new(
       "application/x-minicpmollm-stats", "turns", G_TYPE_UINT64, stats.turns, "interrupted",
-      G_TYPE_UINT64, stats.interrupted, "resumed", G_TYPE_UINT64, stats.resumed, "cut-back",
-      G_TYPE_UINT64, stats.cut_back, "tokens", G_TYPE_UINT64, stats.tokens, "rows", G_TYPE_UINT64,
-      stats.rows, "messages", G_TYPE_UINT64, stats.messages, "refused", G_TYPE_UINT64,
-      stats.refused, "prefill-time", G_TYPE_UINT64, stats.prefill_time, "decode-time",
-      G_TYPE_UINT64, stats.decode_time, "gpu-time", G_TYPE_UINT64, stats.gpu_time,
-      "gpu-prefill-time", G_TYPE_UINT64, stats.gpu_prefill_time, "tokens-per-second", G_TYPE_DOUBLE,
-      rate, "first-text-latency", G_TYPE_UINT64, stats.first_text_latency, "context-used",
-      G_TYPE_INT64, stats.context_used, nullptr);
+      G_TYPE_UINT64, stats.interrupted, "resumed", G_TYPE_UINT64, stats.resumed, "discarded",
+      G_TYPE_UINT64, stats.discarded, "cut-back", G_TYPE_UINT64, stats.cut_back, "tokens",
+      G_TYPE_UINT64, stats.tokens, "rows", G_TYPE_UINT64, stats.rows, "messages", G_TYPE_UINT64,
+      stats.messages, "refused", G_TYPE_UINT64, stats.refused, "prefill-time", G_TYPE_UINT64,
+      stats.prefill_time, "decode-time", G_TYPE_UINT64, stats.decode_time, "gpu-time",
+      G_TYPE_UINT64, stats.gpu_time, "gpu-prefill-time", G_TYPE_UINT64, stats.gpu_prefill_time,
+      "tokens-per-second", G_TYPE_DOUBLE, rate, "first-text-latency", G_TYPE_UINT64,
+      stats.first_text_latency, "context-used", G_TYPE_INT64, stats.context_used, nullptr);
 }
 
 }  // namespace
@@ -166,8 +183,14 @@ LlmSettingsValues LlmSettings::values() const {
   return values_;
 }
 
-void LlmSettings::set_voice_embeddings(TensorPtr embeddings) {
+bool LlmSettings::voice_due() const {
   std::lock_guard lock(mutex_);
+  return values_.voice != values_.encoded_voice;
+}
+
+void LlmSettings::set_voice_embeddings(TensorPtr embeddings, const std::string& path) {
+  std::lock_guard lock(mutex_);
+  values_.encoded_voice = path;
   values_.options.voice = std::move(embeddings);
 }
 

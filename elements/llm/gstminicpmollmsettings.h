@@ -12,8 +12,9 @@
 namespace minicpmo {
 
 struct LlmSettingsValues {
-  LanguageModelOptions options;  // `voice` is filled in from the file below when the model loads
+  LanguageModelOptions options;  // `voice` is filled in from the file below before a session
   std::string voice;             // path, or empty
+  std::string encoded_voice;     // the path that options.voice was made of
   TimestampMode timestamp_mode = TimestampMode::kAuto;
   bool resume = true;  // after a false interruption
   guint max_message_bytes = 256 * 1024;
@@ -28,7 +29,9 @@ class LlmSettings {
   // False if `id` is none of ours. `stats` is read for the property of that name.
   bool get(guint id, GValue* value, const LlmWorker& worker) const;
   LlmSettingsValues values() const;
-  void set_voice_embeddings(TensorPtr embeddings);
+  // Whether the voice has changed since it was encoded.
+  bool voice_due() const;
+  void set_voice_embeddings(TensorPtr embeddings, const std::string& path);
 
  private:
   mutable std::mutex mutex_;  // guards values_

@@ -21,6 +21,10 @@ namespace {
 // listener's patience.
 constexpr size_t kMaxQueued = 32;
 
+// Live, silence is told downstream this often: seldom, since GstAudioEncoder keeps GAP events until
+// there is sound again.
+constexpr std::chrono::seconds kIdleTime{1};
+
 bool is_input(LlmCommand::Kind kind) {
   return kind == LlmCommand::Kind::kEmbeddings || kind == LlmCommand::Kind::kMessage;
 }
@@ -64,6 +68,8 @@ void LlmWorker::start() {
 void LlmWorker::forget_requests() {
   reset_requested_ = false;
   cut_back_.reset();
+  reopen_ = discard_ = false;
+  resumed_turn_ = 0;
   sounding_ = {};
   superseded_ = 0;
   eos_queued_ = false;
@@ -192,14 +198,20 @@ void LlmWorker::add_gpu_time(const LanguageModel& session, LlmStats* stats) {
 
 std::optional<LlmCommand> LlmWorker::pop() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] {
-    return !active_ || flushing_ || flush_started_ || reset_requested_ || cut_back_ ||
+  const bool any = changed_.wait_for(lock, kIdleTime, [&] {
+    return !active_ || flushing_ || flush_started_ || reset_requested_ || cut_back_ || reopen_ ||
            !queue_.empty();
   });
   if (!active_ || flushing_ || flush_started_) return std::nullopt;
   LlmCommand command;
+  if (!any) {
+    command.kind = LlmCommand::Kind::kIdle;
+    return command;
+  }
   if (std::exchange(reset_requested_, false)) {
     command.kind = LlmCommand::Kind::kReset;
+  } else if (std::exchange(reopen_, false)) {
+    command.kind = LlmCommand::Kind::kReopen;
   } else if (const auto heard = std::exchange(cut_back_, std::nullopt)) {
     // Before what waits: the next turn is not part of what is cut.
     command.kind = LlmCommand::Kind::kCutBack;
@@ -236,6 +248,10 @@ void LlmWorker::carry_out(LlmCommand command) {
       return new_session();
     case Kind::kCutBack:
       return cut_back(command.heard_bytes);
+    case Kind::kReopen:
+      return reopen();
+    case Kind::kIdle:
+      return push_gap();
     case Kind::kStreamStart:
       upstream_ = Upstream::kUnknown;
       answered_ = 0;
@@ -318,7 +334,11 @@ void LlmWorker::apply_options() {
 }
 
 void LlmWorker::new_session() {
-  if (session_used_ && session_ != nullptr) session_->reset();
+  if (session_used_ && session_ != nullptr) {
+    if (prepare_session_) prepare_session_();
+    apply_options();
+    session_->reset();
+  }
   last_answer_.reset();
   last_heard_.reset();
   unanswered_ = 0;

@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -49,6 +50,8 @@ struct LlmCommand {
     kEos,          // event: forwarded
     kReset,        // a new session
     kCutBack,      // heard_bytes: what was heard of the last answer
+    kReopen,       // the last answer is discarded: the user's turn goes on
+    kIdle,         // nothing happens for a while
   };
   Kind kind = Kind::kEvent;
   EventPtr event;
@@ -66,6 +69,7 @@ struct LlmStats {
   guint64 turns = 0;        // answers begun
   guint64 interrupted = 0;  // of these, ended early
   guint64 resumed = 0;      // of these, went on because nobody had spoken
+  guint64 discarded = 0;    // speculative answers whose turn went on
   guint64 cut_back = 0;     // answers of which the end was not heard, and is not remembered
   guint64 tokens = 0;       // sampled
   guint64 rows = 0;         // embeddings read
@@ -122,12 +126,16 @@ class LlmWorker {
   // The same because turn `turn_id` begins: answers to the turns before it. Live only: the turns of
   // a file are all answered.
   void barge_in(guint64 turn_id);
+  // The user's turn goes on although its (speculative) end was said: its answer is discarded.
+  void resume_turn(guint64 turn_id);
   // Ends the running answer, drops input that waits, and forgets the conversation.
   void reset_session();
 
   void set_options(const LanguageModelOptions& options);
   void set_timestamp_mode(TimestampMode mode) { mode_ = mode; }
   void set_resume(bool resume) { resume_ = resume; }
+  // Called by the task before a new session; may set options.
+  void set_prepare_session(std::function<void()> prepare) { prepare_session_ = std::move(prepare); }
   // Whether the output is timed by its arrival. With timestamp-mode auto: whether upstream is live,
   // asked once per stream.
   bool is_live() const;
@@ -145,9 +153,10 @@ class LlmWorker {
     std::string text;
     std::vector<size_t> burst_ends;  // in text
     std::vector<float> speaker;
-    bool started = false;  // the session has begun it
-    bool spoke = false;    // something of it was pushed as text
-    size_t said_from = 0;  // where in text it was taken up again
+    bool started = false;      // the session has begun it
+    bool speculative = false;  // the turn may go on
+    bool spoke = false;        // something of it was pushed as text
+    size_t said_from = 0;      // where in text it was taken up again
     std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
     GstClockTime model_time = 0;  // spent in the model, not in downstream
     GstClockTime first_text = GST_CLOCK_TIME_NONE;
@@ -187,7 +196,7 @@ class LlmWorker {
 
   void turn_end(EventPtr event);
   void turn_cancel(EventPtr event);
-  void answer();
+  void answer(bool speculative = false);
   void run_answer(Answer answer);
   bool may_resume() const;
   Outcome decode(Answer& answer);
@@ -204,7 +213,11 @@ class LlmWorker {
   // What an interruption meanwhile said was heard; nullopt: there was none.
   std::optional<int64_t> end_answering();
 
-  void stop_answers(guint64 before_turn, int64_t heard_bytes);
+  void stop_answers(guint64 before_turn, int64_t heard_bytes, bool discard = false);
+  bool take_resumed(guint64 turn_id);
+  bool take_discard();
+  void reopen();
+  void push_gap();
   Heard ask_heard(const Sounding& sounding) const;
   bool is_interrupted() const;
   bool is_superseded(guint64 turn_id) const;
@@ -239,6 +252,9 @@ class LlmWorker {
   std::optional<int64_t> cut_back_;  // asked for between answers
   Sounding sounding_;
   guint64 answering_turn_ = 0;
+  guint64 resumed_turn_ = 0;    // a speculative end of it is void
+  bool discard_ = false;        // the interruption under way
+  bool reopen_ = false;         // asked for between answers
   guint64 superseded_ = 0;      // turns before this one are not answered any more
   bool interrupting_ = false;   // somebody is about to start a flush of the output
   bool flush_started_ = false;  // by an interruption; the task ends it
@@ -249,6 +265,8 @@ class LlmWorker {
   LanguageModelOptions options_;
   bool options_changed_ = false;
   // ... to here.
+
+  std::function<void()> prepare_session_;
 
   // Of the task:
   bool session_used_ = false;

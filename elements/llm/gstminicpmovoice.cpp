@@ -127,4 +127,15 @@ Result<TensorPtr> encode_voice(Engine& engine, const std::string& path, const Ca
   return rows;
 }
 
+Result<void> adopt_voice(LlmSettings& settings, Engine& engine, const CancelFlag& cancel) {
+  if (!settings.voice_due()) return {};
+  const std::string voice = settings.values().voice;
+  TensorPtr embeddings;
+  if (!voice.empty()) {
+    ASSIGN_OR_RETURN(embeddings, encode_voice(engine, voice, cancel));
+  }
+  settings.set_voice_embeddings(std::move(embeddings), voice);
+  return {};
+}
+
 }  // namespace minicpmo

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/stage.h"
+#include "llm/gstminicpmollmsettings.h"
 
 namespace minicpmo {
 
@@ -14,5 +15,9 @@ namespace minicpmo {
 // for the loader thread. Errors: kNotFound, kOpenRead, kFormat (no sound in it, or none long enough
 // to hear), kLibrary (a decoder is missing), those of the audio encoder, kCancelled.
 Result<TensorPtr> encode_voice(Engine& engine, const std::string& path, const CancelFlag& cancel);
+
+// The voice that the property names becomes part of the options, if it is not yet. Errors: as
+// above.
+Result<void> adopt_voice(LlmSettings& settings, Engine& engine, const CancelFlag& cancel);
 
 }  // namespace minicpmo

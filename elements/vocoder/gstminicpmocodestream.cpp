@@ -14,6 +14,8 @@ namespace minicpmo {
 namespace {
 
 constexpr int64_t kBooks = 4;
+// Longer than any hang-over: whoever was to confirm is gone.
+constexpr GstClockTime kMostSpeculation = 10 * GST_SECOND;
 
 GstClockTime time_of(uint64_t samples) {
   return gst_util_uint64_scale(samples, GST_SECOND, CodeStream::kRate);
@@ -89,7 +91,10 @@ void CodeStream::reset(bool keep_caps) {
   rows_out_ = rows_in_;
   end_ = GST_CLOCK_TIME_NONE;
   capture_time_ = GST_CLOCK_TIME_NONE;
-  if (!keep_caps) turn_id_ = 0;
+  speculative_turn_ = 0;
+  if (keep_caps) return;
+  turn_id_ = 0;
+  confirmed_turn_ = 0;
 }
 
 VocoderStats CodeStream::stats() const {
@@ -160,6 +165,37 @@ bool CodeStream::segment(EventPtr event) {
   end_ = GST_CLOCK_TIME_NONE;
   segment_event_ = std::move(next.event);
   negotiate();
+  return true;
+}
+
+// Sound that is still to be rendered is no gap.
+bool CodeStream::gap(EventPtr event) {
+  GstClockTime pts = GST_CLOCK_TIME_NONE, duration = GST_CLOCK_TIME_NONE;
+  gst_event_parse_gap(event.get(), &pts, &duration);
+  const bool known = GST_CLOCK_TIME_IS_VALID(pts) && GST_CLOCK_TIME_IS_VALID(duration);
+  if (!known || counted_ || !GST_CLOCK_TIME_IS_VALID(end_) || pts >= end_)
+    return other(std::move(event));
+  if (pts + duration <= end_) return true;
+  return other(EventPtr(gst_event_new_gap(end_, pts + duration - end_)));
+}
+
+bool CodeStream::speaker(EventPtr event) {
+  const bool speculative = gst_minicpmo_event_is_speculative(event.get());
+  speculative_turn_ = speculative ? gst_minicpmo_event_turn_id(event.get()) : 0;
+  return other(std::move(event));
+}
+
+void CodeStream::confirm(guint64 turn_id) {
+  confirmed_turn_ = turn_id;
+  gst_minicpmo_element_wake(element_);
+}
+
+// False when flushed: the turn went on, most likely.
+bool CodeStream::wait_confirmed() {
+  if (speculative_turn_ == 0 || speculative_turn_ != turn_id_) return true;
+  const auto confirmed = [this] { return confirmed_turn_ >= speculative_turn_; };
+  if (!gst_minicpmo_element_wait_until(element_, confirmed, kMostSpeculation)) return false;
+  speculative_turn_ = 0;
   return true;
 }
 
@@ -338,6 +374,7 @@ void CodeStream::keep_live() {
 GstFlowReturn CodeStream::push(TensorPtr pcm) {
   if (pcm == nullptr || pcm->rows() == 0) return GST_FLOW_OK;
   const auto samples = static_cast<uint64_t>(pcm->rows());
+  if (!wait_confirmed()) return GST_FLOW_FLUSHING;
   BufferPtr buffer(gst_minicpmo_tensor_buffer_new(std::move(pcm)));
   if (live_) keep_live();
   const GstClockTime pts = stretch_start_ + time_of(stretch_samples_);

@@ -71,6 +71,9 @@ class CodeStream {
   bool segment(EventPtr event);
   bool answer_end(EventPtr event);
   bool eos(EventPtr event);
+  bool gap(EventPtr event);
+  // Sound of a speculative answer is kept until its turn is confirmed.
+  bool speaker(EventPtr event);
   // Any other serialized event.
   bool other(EventPtr event);
   // FLUSH_STOP, and PAUSED to READY: forgets the stream.
@@ -80,6 +83,7 @@ class CodeStream {
   VocoderStats stats() const;
   // Answers minicpmo/heard with the samples whose time to be rendered has come.
   bool heard(GstQuery* query) const;
+  void confirm(guint64 turn_id);
   // Of the pipeline: how much later than its running time a sample is rendered.
   void set_latency(GstClockTime latency) { latency_ = latency; }
   void set_headroom(GstClockTime headroom) { headroom_ = headroom; }
@@ -97,6 +101,7 @@ class CodeStream {
   GstFlowReturn decode_chunk(GstBuffer* buffer, bool segment_start);
   GstFlowReturn push(TensorPtr pcm);
   void keep_live();
+  bool wait_confirmed();
   GstFlowReturn fail(const Error& error);
   size_t row_bytes() const { return 4 * size_of(type_); }
   size_t held_rows() const;
@@ -107,6 +112,7 @@ class CodeStream {
   std::unique_ptr<Vocoder> session_;  // changed under stats_mutex_
 
   std::atomic<Compatibility> compatibility_{Compatibility::kNone};
+  std::atomic<guint64> confirmed_turn_{0};
   std::atomic<GstClockTime> latency_{0};
   std::atomic<GstClockTime> headroom_{kDefaultHeadroom};
   mutable std::mutex stats_mutex_;  // guards the next two
@@ -122,9 +128,10 @@ class CodeStream {
   bool have_caps_ = false;
   bool counted_ = false;  // the segment is in bytes: time is counted
   bool in_answer_ = false;
-  bool failed_ = false;  // the vocoder failed: nothing more until the stream is reset
-  bool first_ = false;   // the next buffer is the first of an answer
-  bool live_ = false;    // upstream is: answers start when they come
+  bool failed_ = false;           // the vocoder failed: nothing more until the stream is reset
+  bool first_ = false;            // the next buffer is the first of an answer
+  guint64 speculative_turn_ = 0;  // not confirmed when its answer began
+  bool live_ = false;             // upstream is: answers start when they come
   guint64 turn_id_ = 0;
   guint chunk_ = 0;
   GstClockTime capture_time_ = GST_CLOCK_TIME_NONE;

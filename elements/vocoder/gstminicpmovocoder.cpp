@@ -109,11 +109,15 @@ static bool serialized_event(GstMiniCpmoVocoder* self, EventPtr event) {
     }
     case GST_EVENT_SEGMENT:
       return stream.segment(std::move(event));
+    case GST_EVENT_GAP:
+      return stream.gap(std::move(event));
     case GST_EVENT_EOS:
       return stream.eos(std::move(event));
     default:
       if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_ANSWER_END))
         return stream.answer_end(std::move(event));
+      if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_SPEAKER))
+        return stream.speaker(std::move(event));
       return stream.other(std::move(event));
   }
 }
@@ -129,6 +133,8 @@ static gboolean sink_event(GstPad* pad, GstObject* parent, GstEvent* data) {
                                           event.release());
       default:
         if (minicpmo::is_serialized(event.get())) return serialized_event(self, std::move(event));
+        if (gst_minicpmo_event_is(event.get(), GST_MINICPMO_EVENT_TURN_CONFIRM))
+          self->stream->confirm(gst_minicpmo_event_turn_id(event.get()));
         return gst_pad_event_default(pad, parent, event.release());
     }
   });

@@ -203,6 +203,22 @@ TEST_F(AudioEnc, TurnsAreEncodedByThemselves) {
   EXPECT_EQ(stat("turns"), 2u);
 }
 
+TEST_F(AudioEnc, ATurnGoesOnAfterASpeculativeEnd) {
+  start();
+  h_->push_event(gst_minicpmo_event_new_turn_start(1));
+  push(20000, 0.5f, 0);
+  h_->push_event(gst_minicpmo_event_new_turn_end_full(1, GST_CLOCK_TIME_NONE, TRUE));
+  push(16000, 0.5f, 1250 * GST_MSECOND);
+  h_->push_event(gst_minicpmo_event_new_turn_end(1));
+  push(16000, 0.5f, 3 * GST_SECOND);  // between turns
+  EXPECT_EQ(encoded(), (Names{"reset", "step 16000", "step 4000", "step 16000"}));
+  const auto buffers = h_->pull_all();
+  ASSERT_EQ(buffers.size(), 3u);
+  EXPECT_EQ(GST_BUFFER_PTS(buffers[2].get()), 1250 * GST_MSECOND);
+  EXPECT_EQ(gst_buffer_get_minicpmo_turn_meta(buffers[2].get())->turn_id, 1u);
+  EXPECT_EQ(gst_buffer_get_minicpmo_turn_meta(buffers[2].get())->chunk, 2u);
+}
+
 TEST_F(AudioEnc, OfACancelledTurnNothingMoreComes) {
   start();
   h_->push_event(gst_minicpmo_event_new_turn_start(1));

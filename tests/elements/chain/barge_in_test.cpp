@@ -44,14 +44,20 @@ class Call {
   void send(GstEvent* event) { gst_element_send_event(source_.get(), event); }
   void speak(guint64 turn, size_t samples = 16000) {
     send(gst_minicpmo_event_new_turn_start(turn));
-    if (samples == 0) return;
-    const std::vector<float> pcm(samples, 0.25f);
+    if (samples > 0) push(std::vector<float>(samples, 0.25f));
+  }
+  void push(const std::vector<float>& pcm) {
     gst_app_src_push_buffer(GST_APP_SRC(source_.get()),
-                            gst_buffer_new_memdup(pcm.data(), samples * sizeof(float)));
+                            gst_buffer_new_memdup(pcm.data(), pcm.size() * sizeof(float)));
   }
   void ask(guint64 turn, size_t samples = 16000) {
     speak(turn, samples);
     send(gst_minicpmo_event_new_turn_end(turn));
+  }
+  // The user may have finished.
+  void ask_speculatively(guint64 turn, size_t samples = 16000) {
+    speak(turn, samples);
+    send(gst_minicpmo_event_new_turn_end_full(turn, GST_CLOCK_TIME_NONE, TRUE));
   }
   void barge_in(guint64 turn) { send(gst_minicpmo_event_new_barge_in(turn)); }
   void end() { gst_app_src_end_of_stream(GST_APP_SRC(source_.get())); }
@@ -280,6 +286,73 @@ TEST_F(BargeIn, LiveAnswersAreContinuous) {
     for (size_t i = 1; i < buffers.size(); ++i)
       EXPECT_EQ(buffers[i].pts, buffers[i - 1].pts + buffers[i - 1].duration);
   }
+}
+
+// ---- Speculative answers
+
+TEST_F(BargeIn, ASpeculativeAnswerIsKeptUntilItIsConfirmed) {
+  Call call;
+  call.ask_speculatively(1);
+  ASSERT_TRUE(call.words().wait_for(GST_MINICPMO_EVENT_ANSWER_END));
+  std::this_thread::sleep_for(milliseconds(100));  // more than it would take to sound
+  EXPECT_EQ(call.speech().count("buffer"), 0u);
+  const GstClockTime confirmed = call.now();
+  call.send(gst_minicpmo_event_new_turn_confirm(1));
+  ASSERT_TRUE(call.speech().wait_for("buffer"));
+  EXPECT_GE(call.speech().all("buffer")[0].pts, confirmed);
+  ASSERT_TRUE(call.speech().wait_for(GST_MINICPMO_EVENT_ANSWER_END));
+  EXPECT_EQ(call.stat("discarded"), 0u);
+}
+
+TEST_F(BargeIn, AConfirmationMayComeBeforeTheAnswer) {
+  backend_.settings().step_delay = milliseconds(30);
+  Call call;
+  call.ask_speculatively(1);
+  call.send(gst_minicpmo_event_new_turn_confirm(1));
+  ASSERT_TRUE(call.speech().wait_for("buffer"));
+}
+
+// Before the answer, in the middle of it, and after its last word.
+TEST_F(BargeIn, WhenTheUserGoesOnTheAnswerIsDiscarded) {
+  for (const int delay : {0, 20, 200}) {
+    SCOPED_TRACE(delay);
+    backend_.settings().answer.clear();
+    backend_.settings().step_delay = milliseconds(delay == 0 ? 50 : 10);
+    Call call;
+    call.ask_speculatively(1);
+    std::this_thread::sleep_for(milliseconds(delay));
+    call.send(gst_minicpmo_event_new_turn_resume(1));
+    const std::vector<float> more(16000, 0.25f);
+    call.push(more);
+    call.send(gst_minicpmo_event_new_turn_end(1));
+    ASSERT_TRUE(call.speech().wait_for(GST_MINICPMO_EVENT_ANSWER_END));
+    if (call.speech().all(GST_MINICPMO_EVENT_ANSWER_END)[0].finish == "discarded") {
+      ASSERT_TRUE(call.speech().wait_for(GST_MINICPMO_EVENT_ANSWER_END, 2));
+    }
+    const auto words = call.words().all("buffer");
+    std::string said;
+    for (const Passed& word : words) said += word.bytes;
+    EXPECT_TRUE(said.ends_with("You said 50 rows.")) << said;
+    // Nothing of the first one has sounded: 2 rows of 512 samples for each byte.
+    EXPECT_EQ(call.speech().bytes().size(), 17u * 2 * 512 * sizeof(float));
+    EXPECT_EQ(backend_.counters().interrupts, 0);
+  }
+}
+
+// ---- Time
+
+TEST_F(BargeIn, SilenceIsToldAndDoesNotOverlapSound) {
+  backend_.settings().answer = "Yes, of course I can.";
+  Call call;
+  call.ask(1);
+  ASSERT_TRUE(call.speech().wait_for("gap", 2));
+  GstClockTime end = 0;
+  for (const Passed& passed : call.speech().all()) {
+    if (passed.name != "buffer" && passed.name != "gap") continue;
+    EXPECT_GE(passed.pts, end) << passed.name;
+    end = passed.pts + passed.duration;
+  }
+  EXPECT_LE(call.speech().all("gap").back().pts, call.now());
 }
 
 // A model that is too slow: what comes late is put off, not thrown away.

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -13,17 +12,12 @@
 #include "common/gstminicpmomodel.h"
 #include "common/gstminicpmoturn.h"
 #include "elements/chain/stream_log.h"
+#include "support/sample_file.h"
 
 namespace minicpmo::testing {
 namespace {
 
 constexpr const char* kPcm = "audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved";
-
-std::string read_whole(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  EXPECT_TRUE(in) << path;
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 std::vector<float> to_floats(const std::string& bytes) {
   std::vector<float> values(bytes.size() / sizeof(float));
@@ -34,7 +28,7 @@ std::vector<float> to_floats(const std::string& bytes) {
 // A float32 tensor of a safetensors file: 8 bytes with the header's size, the header (JSON), the
 // data.
 std::vector<float> golden(const std::string& file, const std::string& tensor) {
-  const std::string bytes = read_whole(std::string(FIXTURES "/golden/") + file + ".safetensors");
+  const std::string bytes = file_bytes(std::string(FIXTURES "/golden/") + file + ".safetensors");
   uint64_t header_size = 0;
   std::memcpy(&header_size, bytes.data(), sizeof(header_size));
   const auto header = nlohmann::json::parse(bytes.substr(8, header_size));
@@ -44,17 +38,8 @@ std::vector<float> golden(const std::string& file, const std::string& tensor) {
   return to_floats(bytes.substr(8 + header_size + begin, end - begin));
 }
 
-// The samples of a 16-bit mono WAV file with the plain 44-byte header, as raw float32.
 std::string pcm_of(const std::string& name) {
-  const std::string bytes = read_whole(std::string(SAMPLES "/") + name);
-  const size_t data = bytes.find("data") + 8;
-  std::vector<float> values((bytes.size() - data) / 2);
-  for (size_t i = 0; i < values.size(); ++i) {
-    int16_t sample;
-    std::memcpy(&sample, bytes.data() + data + 2 * i, 2);
-    values[i] = static_cast<float>(sample) / 32768.0f;
-  }
-  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+  return bytes_of(wav_samples(std::string(SAMPLES "/") + name));
 }
 
 std::string model(const char* factory) {

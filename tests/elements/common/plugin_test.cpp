@@ -241,7 +241,7 @@ const DescribedProperty kProperties[] = {
     {"system-prompt", "at the start of a session", kPlaying,
      "String. Default: \"You are a helpful assistant. You can accept audio and text input and "
      "output voice and text.\""},
-    {"voice", "its first 30 s", kReady, "String. Default: null"},
+    {"voice", "its first 30 s", kPlaying, "String. Default: null"},
     {"timestamp-mode", "timestamps", kReady,
      "Enum \"GstMiniCpmoTimestampMode\" Default: 2, \"auto\""},
     {"resume-false-interruption", "a cough", kPlaying, "Boolean. Default: true"},

@@ -61,6 +61,36 @@ TEST(MiniCpmoLlmVoice, IsKeptWhenOtherPropertiesChange) {
   EXPECT_EQ(backend.log().count("audio.step"), 1);
 }
 
+TEST(MiniCpmoLlmVoice, SetWhilePlayingIsHeardFromTheNextSessionOn) {
+  FakeBackend backend;
+  LlmHarness h;
+  h.set_caps(kEmbeddingCaps);
+  const auto ask = [&](guint64 turn) {
+    h.push(embedding_chunk(25, 0, turn));
+    h.push_event(gst_minicpmo_event_new_turn_end(turn));
+    ASSERT_TRUE(h.log().wait_for("minicpmo/answer-end", turn));
+  };
+  ask(1);
+  g_object_set(h.element(), "voice", kVoice, nullptr);
+  ask(2);
+  EXPECT_EQ(backend.language_model_options().voice, nullptr);
+  g_signal_emit_by_name(h.element(), "reset-session");
+  ask(3);
+  ASSERT_NE(backend.language_model_options().voice, nullptr);
+  EXPECT_GT(backend.language_model_options().voice->rows(), 40);
+  EXPECT_EQ(backend.log().count("audio.step"), 1);
+  // One that cannot be read is a warning, and the old one stays.
+  g_object_set(h.element(), "voice", "/nowhere/voice.wav", nullptr);
+  g_signal_emit_by_name(h.element(), "reset-session");
+  ask(4);
+  EXPECT_NE(backend.language_model_options().voice, nullptr);
+  EXPECT_EQ(h.messages(GST_MESSAGE_WARNING).size(), 1u);
+  g_object_set(h.element(), "voice", nullptr, nullptr);
+  g_signal_emit_by_name(h.element(), "reset-session");
+  ask(5);
+  EXPECT_EQ(backend.language_model_options().voice, nullptr);
+}
+
 TEST(MiniCpmoLlmVoice, NoneByDefault) {
   FakeBackend backend;
   LlmHarness h;
