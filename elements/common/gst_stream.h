@@ -16,6 +16,15 @@ inline bool is_serialized(GstEvent* event) {
   return (static_cast<int>(GST_EVENT_TYPE(event)) & GST_EVENT_TYPE_SERIALIZED) != 0;
 }
 
+// A seek that an answer can follow: the question can be asked again from elsewhere, but an answer
+// cannot be spooled.
+inline bool is_flushing_seek(GstEvent* event) {
+  gdouble rate = 1;
+  GstSeekFlags flags = GST_SEEK_FLAG_NONE;
+  gst_event_parse_seek(event, &rate, nullptr, &flags, nullptr, nullptr, nullptr, nullptr);
+  return rate == 1 && (flags & GST_SEEK_FLAG_FLUSH) != 0;
+}
+
 // Serialized events that came while their element still held data that came before them. Positions
 // count whatever the element counts (samples, rows) from its start.
 class HeldEvents {

@@ -45,9 +45,9 @@
  *
  * ## Messages
  * Element message minicpmo/answer at the end of every answer: turn-id (guint64), text (all of it),
- * finish (stop, length, context, interrupted, discarded, empty), tokens (guint64). minicpmo/barge-in
- * when one was not heard to its end: turn-id, heard-bytes (gint64, of its text; -1: unknown), heard
- * (text). PROGRESS (code "load") while the model loads.
+ * finish (stop, length, context, interrupted, discarded, empty), tokens (guint64).
+ * minicpmo/barge-in when one was not heard to its end: turn-id, heard-bytes (gint64, of its text;
+ * -1: unknown), heard (text). PROGRESS (code "load") while the model loads.
  */
 #include "llm/gstminicpmollm.h"
 
@@ -55,6 +55,7 @@
 #include <string>
 #include <utility>
 
+#include "common/gst_stream.h"
 #include "common/gstminicpmotensormemory.h"
 #include "common/gstminicpmoturn.h"
 #include "common/guard.h"
@@ -379,17 +380,8 @@ static gboolean sink_query(GstPad* pad, GstObject* parent, GstQuery* query) {
 
 // ---- Source pad
 
-// The question can be asked again from elsewhere, but an answer cannot be spooled: only a flushing
-// seek at normal speed has a meaning.
-static bool can_seek(GstEvent* event) {
-  gdouble rate = 1;
-  GstSeekFlags flags = GST_SEEK_FLAG_NONE;
-  gst_event_parse_seek(event, &rate, nullptr, &flags, nullptr, nullptr, nullptr, nullptr);
-  return rate == 1 && (flags & GST_SEEK_FLAG_FLUSH) != 0;
-}
-
 static gboolean src_event(GstPad* pad, GstObject* parent, GstEvent* event) {
-  if (GST_EVENT_TYPE(event) == GST_EVENT_SEEK && !can_seek(event)) {
+  if (GST_EVENT_TYPE(event) == GST_EVENT_SEEK && !minicpmo::is_flushing_seek(event)) {
     GST_DEBUG_OBJECT(parent, "refused %" GST_PTR_FORMAT, event);
     gst_event_unref(event);
     return FALSE;
