@@ -15,9 +15,10 @@
 #include <vector>
 
 #include "audioenc/audio_encoder.h"
+#include "audioenc/encoder_weights.h"
 #include "engine/stage_scope.h"
 #include "engine/torch_tensor.h"
-#include "weights_file.h"
+#include "value_of.h"
 
 namespace minicpmo::encoder_checks {
 
@@ -35,39 +36,6 @@ inline ModelConfig config_of(int64_t hidden, int64_t layers, int64_t heads, int6
   config.audio.pool_step = 2;
   config.language.hidden_size = language;
   return config;
-}
-
-inline WeightsFile random_weights(const ModelConfig& config, int64_t projected) {
-  const AudioConfig& a = config.audio;
-  WeightsFile w;
-  w.add_linear("apm.conv1", {a.hidden_size, a.mel_bins, 3});
-  w.add_linear("apm.conv2", {a.hidden_size, a.hidden_size, 3});
-  w.add("apm.embed_positions.weight", {a.max_positions, a.hidden_size}, 1);
-  w.add_norm("apm.layer_norm", a.hidden_size);
-  for (int64_t i = 0; i < a.layers; ++i) {
-    const std::string layer = "apm.layers." + std::to_string(i) + ".";
-    w.add_norm(layer + "self_attn_layer_norm", a.hidden_size);
-    w.add_norm(layer + "final_layer_norm", a.hidden_size);
-    for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
-      w.add_linear(layer + "self_attn." + name, {a.hidden_size, a.hidden_size},
-                   std::string(name) != "k_proj");
-    }
-    w.add_linear(layer + "fc1", {a.intermediate_size, a.hidden_size});
-    w.add_linear(layer + "fc2", {a.hidden_size, a.intermediate_size});
-  }
-  w.add_linear("audio_projection_layer.linear1", {projected, a.hidden_size});
-  w.add_linear("audio_projection_layer.linear2", {config.language.hidden_size, projected});
-  return w;
-}
-
-inline void value_of(const Result<void>& result) {
-  if (!result.ok()) throw std::runtime_error(result.error().message + " " + result.error().detail);
-}
-
-template <class T>
-T value_of(Result<T> result) {
-  if (!result.ok()) throw std::runtime_error(result.error().message + " " + result.error().detail);
-  return std::move(*result);
 }
 
 inline ModelPtr load(const Checkpoint& checkpoint, const ModelConfig& config,

@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <functional>
 
-#include "backend/device.h"
+#include "gpu_test.h"
 
 namespace minicpmo {
 namespace {
@@ -24,25 +24,13 @@ std::string small_model() {
   return path ? path : MODEL_DIR;
 }
 
-class EncoderRunnerTest : public testing::Test {
+class EncoderRunnerTest : public GpuTest {
  protected:
-  void SetUp() override {
-    auto choice = choose_device("cuda", "bfloat16");
-    if (!choice.ok() && choice.error().code == ErrorCode::kNotFound) {
-      GTEST_SKIP() << choice.error().message;
-    }
-    ASSERT_TRUE(choice.ok()) << choice.error().message << " " << choice.error().detail;
-    device_ = choice->stage;
-    ASSERT_NE(device_.runners, nullptr);
-  }
-
   Models small() const {
     const std::string directory = small_model();
     return Models(*value_of(Checkpoint::open(directory)), value_of(read_config(directory)),
                   device_);
   }
-
-  StageDevice device_;
 };
 
 void print(const char* what, const Errors& errors) {
@@ -57,7 +45,7 @@ const ModelConfig& full_config() {
 }
 
 const Checkpoint& full_checkpoint() {
-  static const std::shared_ptr<Checkpoint> checkpoint = random_weights(full_config(), 3584).open();
+  static const std::shared_ptr<Checkpoint> checkpoint = encoder_weights(full_config(), 3584).open();
   return *checkpoint;
 }
 

@@ -15,24 +15,18 @@
 #include <iterator>
 #include <memory>
 #include <set>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "../parity/golden.h"
 #include "engine/stage_scope.h"
 #include "tts/speech_model.h"
+#include "value_of.h"
 
 namespace minicpmo::speech_checks {
 
 using WeightsPtr = std::shared_ptr<const SpeechModelWeights>;
 using Outcome = cuda::SpeechRunner::Outcome;
-
-template <class T>
-T value_of(Result<T> result) {
-  if (!result.ok()) throw std::runtime_error(result.error().message + " " + result.error().detail);
-  return std::move(result).value();
-}
 
 inline std::string small_model() {
   const char* const path = std::getenv("MINICPMO_TEST_MODEL");

@@ -8,7 +8,7 @@
 #include <chrono>
 #include <cstdio>
 
-#include "backend/device.h"
+#include "gpu_test.h"
 #include "speech_checks.h"
 
 namespace minicpmo {
@@ -16,18 +16,8 @@ namespace {
 
 using namespace speech_checks;
 
-class SpeechRunnerTest : public testing::Test {
+class SpeechRunnerTest : public GpuTest {
  protected:
-  void SetUp() override {
-    auto choice = choose_device("cuda", "bfloat16");
-    if (!choice.ok() && choice.error().code == ErrorCode::kNotFound) {
-      GTEST_SKIP() << choice.error().message;
-    }
-    ASSERT_TRUE(choice.ok()) << choice.error().message << " " << choice.error().detail;
-    device_ = choice->stage;
-    device_.graphs = true;
-    ASSERT_NE(device_.runners, nullptr);
-  }
   // Loaded once.
   const Models& models() const {
     static const Models models(device_);
@@ -40,7 +30,6 @@ class SpeechRunnerTest : public testing::Test {
   }
 
   StageScope scope_;
-  StageDevice device_;
 };
 
 void expect_close(const char* what, const Errors& errors) {

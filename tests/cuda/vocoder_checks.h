@@ -13,7 +13,9 @@
 
 #include "engine/config.h"
 #include "engine/stage_scope.h"
+#include "value_of.h"
 #include "vocoder/vocoder.h"
+#include "vocoder/vocoder_weights.h"
 
 namespace minicpmo {
 
@@ -23,13 +25,6 @@ using ModelPtr = std::shared_ptr<const VocoderModel>;
 // checkpoint the mel spectrograms differ by 1e-6, and the exponential of the head makes up to ten
 // times as much of it where the sound is loud.
 constexpr double kRunnerBound = 1e-5;
-
-template <class T>
-T value_of(Result<T> result) {
-  if (!result.ok())
-    throw std::runtime_error(result.error().message + " (" + result.error().detail + ")");
-  return std::move(*result);
-}
 
 // MINICPMO_MODEL in the environment, otherwise the small checkpoint of the source tree.
 inline std::string model_directory() {
@@ -43,17 +38,6 @@ inline ModelPtr load_small(const StageDevice& device) {
   const auto vocos = value_of(Checkpoint::open_file(directory + "/assets/Vocos.safetensors"));
   const ModelConfig config = value_of(read_config(directory));
   return value_of(load_vocoder(*checkpoint, *vocos, config, device, {}, CancelFlag()));
-}
-
-// Reproducible codes 0..624, 4 a row.
-inline std::vector<int32_t> random_codes(int64_t rows, uint64_t seed = 1) {
-  std::vector<int32_t> codes;
-  uint64_t state = seed;
-  for (int64_t i = 0; i < 4 * rows; ++i) {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    codes.push_back(static_cast<int32_t>((state >> 33) % 625));
-  }
-  return codes;
 }
 
 inline std::vector<float> aten_window(const VocoderModel& model, std::span<const int32_t> codes) {

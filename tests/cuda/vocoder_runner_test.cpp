@@ -7,61 +7,19 @@
 #include <cstdio>
 #include <functional>
 
-#include "backend/device.h"
+#include "gpu_test.h"
 #include "vocoder_checks.h"
-#include "weights_file.h"
 
 namespace minicpmo {
 namespace {
 
-void add_convnext(WeightsFile& w, const std::string& prefix, const std::string& scale,
-                  int64_t width, int64_t inner) {
-  w.add_linear(prefix + "dwconv", {width, 1, 7});
-  w.add_norm(prefix + "norm", width);
-  w.add_linear(prefix + "pwconv1", {inner, width});
-  w.add_linear(prefix + "pwconv2", {width, inner});
-  w.add(prefix + scale, {width}, 0.1, 0.2);
-}
-
-// The sizes of MiniCPM-o 2.6.
-WeightsFile full_dvae() {
-  WeightsFile w;
-  const std::string dvae = "tts.dvae.", decoder = dvae + "decoder.";
-  for (const char* g : {"0", "1"})
-    w.add_linear(dvae + "vq_layer.quantizer.rvqs." + g + ".project_out", {512, 4});
-  w.add_linear(decoder + "conv_in.0", {128, 512, 3});
-  w.add_linear(decoder + "conv_in.2", {256, 128, 3});
-  for (int i = 0; i < 12; ++i)
-    add_convnext(w, decoder + "decoder_block." + std::to_string(i) + ".", "coef", 256, 1024);
-  w.add_linear(decoder + "conv_out", {512, 256, 1}, false);
-  w.add_linear(dvae + "out_conv", {100, 512, 3}, false);
-  w.add(dvae + "coef", {1, 100, 1}, 0.5, 1);
-  return w;
-}
-
-WeightsFile full_vocos() {
-  constexpr int64_t kWindow = 1024;
-  WeightsFile w;
-  w.add_linear("backbone.embed", {512, 100, 7});
-  w.add_norm("backbone.norm", 512);
-  for (int i = 0; i < 8; ++i)
-    add_convnext(w, "backbone.convnext." + std::to_string(i) + ".", "gamma", 512, 1536);
-  w.add_norm("backbone.final_layer_norm", 512);
-  w.add_linear("head.out", {kWindow + 2, 512});
-  w.add("head.istft.window", {kWindow}, 0);
-  for (int64_t i = 0; i < kWindow; ++i) {
-    w["head.istft.window"].data[static_cast<size_t>(i)] =
-        static_cast<float>(0.5 - 0.5 * std::cos(2 * M_PI * static_cast<double>(i) / kWindow));
-  }
-  return w;
-}
+// As MiniCPM-o 2.6 has them.
+const VocoderSizes kFullSizes = {512, 128, 256, 1024, 12, 100, 512, 1536, 8, 0.2, 0.1};
 
 ModelPtr load_full(const StageDevice& device) {
-  static const auto dvae = full_dvae().open(), vocos = full_vocos().open();
-  ModelConfig config;
-  config.speech.books = 4;
-  config.speech.audio_tokens = 626;
-  return value_of(load_vocoder(*dvae, *vocos, config, device, {}, CancelFlag()));
+  static const auto dvae = dvae_weights(kFullSizes).open();
+  static const auto vocos = vocos_weights(1024, kFullSizes).open();
+  return value_of(load_vocoder(*dvae, *vocos, vocoder_config(), device, {}, CancelFlag()));
 }
 
 std::unique_ptr<cuda::VocoderRunner> make_runner(const VocoderModel& model,
@@ -72,17 +30,8 @@ std::unique_ptr<cuda::VocoderRunner> make_runner(const VocoderModel& model,
   return value_of(model.device().runners->new_vocoder_runner(spec));
 }
 
-class VocoderRunnerTest : public testing::Test {
+class VocoderRunnerTest : public GpuTest {
  protected:
-  void SetUp() override {
-    auto choice = choose_device("cuda", "bfloat16");
-    if (!choice.ok() && choice.error().code == ErrorCode::kNotFound)
-      GTEST_SKIP() << choice.error().message;
-    ASSERT_TRUE(choice.ok()) << choice.error().message << " " << choice.error().detail;
-    device_ = choice->stage;
-    ASSERT_NE(device_.runners, nullptr);
-  }
-
   StageDevice without_runners(at::ScalarType type) const {
     StageDevice device = device_.with(type);
     device.runners = nullptr;
@@ -94,8 +43,6 @@ class VocoderRunnerTest : public testing::Test {
     const StreamScope scope(stream);
     return aten_window(model, codes);
   }
-
-  StageDevice device_;
 };
 
 TEST_F(VocoderRunnerTest, EveryWindowEqualsTheCpu) {
@@ -106,7 +53,7 @@ TEST_F(VocoderRunnerTest, EveryWindowEqualsTheCpu) {
   double worst = 0, worst_aten = 0, loudest = 0;
   for (int64_t rows = 1; rows <= 29; ++rows) {
     for (uint64_t seed = 1; seed <= 3; ++seed) {
-      const auto codes = random_codes(rows, 100 * seed + static_cast<uint64_t>(rows));
+      const auto codes = some_codes(rows, 100 * seed + static_cast<uint64_t>(rows));
       const auto exact = aten_window(*cpu, codes);
       worst = std::max(worst, difference(runner_window(*model, *runner, codes), exact));
       worst_aten = std::max(worst_aten, difference(gpu_window(*aten, stream, codes), exact));
@@ -121,7 +68,7 @@ TEST_F(VocoderRunnerTest, EveryWindowEqualsTheCpu) {
 }
 
 TEST_F(VocoderRunnerTest, StreamsEqualTheCpu) {
-  const auto codes = random_codes(120);
+  const auto codes = some_codes(120);
   const std::vector<int64_t> ends = {25, 50, 75, 76, 99, 120};
   const auto exact = stream(load_small(at::kFloat), codes, ends);
   const double runner = difference(stream(load_small(device_), codes, ends), exact);
@@ -143,7 +90,7 @@ TEST_F(VocoderRunnerTest, GraphEqualsEager) {
   const StageStream stream(device_, true);
   const auto graph = make_runner(*model, stream, true), eager = make_runner(*model, stream, false);
   for (int64_t rows = 1; rows <= 29; ++rows) {
-    const auto codes = random_codes(rows);
+    const auto codes = some_codes(rows);
     const auto first = runner_window(*model, *graph, codes);
     EXPECT_EQ(first, runner_window(*model, *eager, codes)) << rows;
     EXPECT_EQ(first, runner_window(*model, *graph, codes)) << rows;
@@ -155,7 +102,7 @@ TEST_F(VocoderRunnerTest, FullSizeEqualsAten) {
   const StageStream stream(device_, true);
   const auto runner = make_runner(*model, stream, true);
   for (const int64_t rows : {1, 7, 25, 29}) {
-    const auto codes = random_codes(rows);
+    const auto codes = some_codes(rows);
     const auto exact = aten_window(*cpu, codes);
     double loudest = 0;
     for (const float sample : exact) loudest = std::max(loudest, std::abs(double{sample}));
@@ -195,7 +142,7 @@ TEST_F(VocoderRunnerTest, Times) {
   std::printf("making a runner with its graphs: %.1f ms\n",
               milliseconds([&] { graph = make_runner(*model, stream, true); }));
   for (const int64_t rows : {25, 29, 5, 1}) {
-    const auto codes = random_codes(rows);
+    const auto codes = some_codes(rows);
     std::vector<float> pcm(static_cast<size_t>(rows * model->samples_per_row()));
     const auto time = [&](cuda::VocoderRunner& runner) {
       return median_ms([&] { EXPECT_TRUE(runner.decode(codes, pcm).ok()); });

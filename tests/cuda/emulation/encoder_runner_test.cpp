@@ -21,7 +21,7 @@ StageDevice emulated() {
 }
 
 Models models_of(const ModelConfig& config) {
-  return Models(*random_weights(config, 88).open(), config, emulated());
+  return Models(*encoder_weights(config, 88).open(), config, emulated());
 }
 
 ModelConfig small(int64_t max_positions) {

@@ -30,7 +30,7 @@ TEST_F(EmulatedVocoder, WindowsEqualAten) {
   const auto runner = value_of(cuda::new_vocoder_runner(model_->runner_spec({0, nullptr, false})));
   double worst = 0, loudest = 0;
   for (const int64_t rows : {29, 1, 2, 8, 9, 17, 25}) {
-    const auto codes = random_codes(rows, static_cast<uint64_t>(rows));
+    const auto codes = some_codes(rows, static_cast<uint64_t>(rows));
     const auto exact = aten_window(*model_, codes);
     const auto pcm = runner_window(*model_, *runner, codes);
     EXPECT_LE(difference(pcm, exact), kRunnerBound) << rows << " rows";
@@ -49,13 +49,13 @@ TEST_F(EmulatedVocoder, GraphEqualsEager) {
   spec.options.graphs = false;
   const auto eager = value_of(cuda::new_vocoder_runner(spec));
   for (const int64_t rows : {3, 9, 1}) {
-    const auto codes = random_codes(rows);
+    const auto codes = some_codes(rows);
     EXPECT_EQ(runner_window(*model_, *graphs, codes), runner_window(*model_, *eager, codes));
   }
 }
 
 TEST_F(EmulatedVocoder, AStreamEqualsAten) {
-  const auto codes = random_codes(21);
+  const auto codes = some_codes(21);
   const std::vector<int64_t> ends = {6, 13, 14, 21};
   EXPECT_LE(difference(stream(model_, codes, ends), stream(load_small(at::kFloat), codes, ends)),
             kRunnerBound);
@@ -66,9 +66,9 @@ TEST_F(EmulatedVocoder, WindowsOfAnotherSizeAreErrors) {
   spec.max_rows = 2;
   const auto runner = value_of(cuda::new_vocoder_runner(spec));
   std::vector<float> pcm(3 * 512);
-  EXPECT_FALSE(runner->decode(random_codes(3), pcm).ok());
+  EXPECT_FALSE(runner->decode(some_codes(3), pcm).ok());
   EXPECT_FALSE(runner->decode({}, {}).ok());
-  EXPECT_FALSE(runner->decode(random_codes(2), pcm).ok());
+  EXPECT_FALSE(runner->decode(some_codes(2), pcm).ok());
 }
 
 TEST(EmulatedVocoderShapes, WhatTheKernelsCannotRunStaysWithAten) {
@@ -80,7 +80,7 @@ TEST(EmulatedVocoderShapes, WhatTheKernelsCannotRunStaysWithAten) {
   const auto refused = cuda::new_vocoder_runner(model->runner_spec({}));
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().code, ErrorCode::kSettings);
-  const auto codes = random_codes(9);
+  const auto codes = some_codes(9);
   EXPECT_EQ(stream(model, codes, {5, 9}), stream(load(at::kFloat), codes, {5, 9}));
 }
 

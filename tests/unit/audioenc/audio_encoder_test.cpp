@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "audioenc/encoder_weights.h"
 #include "engine/stage_scope.h"
 #include "engine/torch_tensor.h"
 #include "naive.h"
@@ -26,29 +27,6 @@ ModelConfig small_config(int64_t max_positions = 1500) {
   config.audio.pool_step = 2;
   config.language.hidden_size = 14;
   return config;
-}
-
-WeightsFile small_weights(const ModelConfig& config) {
-  const AudioConfig& a = config.audio;
-  WeightsFile w;
-  w.add_linear("apm.conv1", {a.hidden_size, a.mel_bins, 3});
-  w.add_linear("apm.conv2", {a.hidden_size, a.hidden_size, 3});
-  w.add("apm.embed_positions.weight", {a.max_positions, a.hidden_size}, 1);
-  w.add_norm("apm.layer_norm", a.hidden_size);
-  for (int64_t i = 0; i < a.layers; ++i) {
-    const std::string layer = "apm.layers." + std::to_string(i) + ".";
-    w.add_norm(layer + "self_attn_layer_norm", a.hidden_size);
-    w.add_norm(layer + "final_layer_norm", a.hidden_size);
-    for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"}) {
-      w.add_linear(layer + "self_attn." + name, {a.hidden_size, a.hidden_size},
-                   std::string(name) != "k_proj");
-    }
-    w.add_linear(layer + "fc1", {a.intermediate_size, a.hidden_size});
-    w.add_linear(layer + "fc2", {a.hidden_size, a.intermediate_size});
-  }
-  w.add_linear("audio_projection_layer.linear1", {16, a.hidden_size});
-  w.add_linear("audio_projection_layer.linear2", {config.language.hidden_size, 16});
-  return w;
 }
 
 // The encoder in double precision; keys and values of all chunks since the last reset are kept.
@@ -149,7 +127,7 @@ std::shared_ptr<const AudioEncoderModel> model_of(const ModelConfig& config,
 
 std::shared_ptr<const AudioEncoderModel> small_model(int64_t max_positions = 1500) {
   const ModelConfig config = small_config(max_positions);
-  return model_of(config, small_weights(config));
+  return model_of(config, encoder_weights(config));
 }
 
 std::unique_ptr<AudioEncoder> new_session(std::shared_ptr<const AudioEncoderModel> model) {
@@ -175,7 +153,7 @@ class AudioEncoderTest : public testing::Test {
 // ---------------------------------------------------------------------------------------------------
 
 void expect_naive(const ModelConfig& config, const std::vector<size_t>& chunks) {
-  const WeightsFile weights = small_weights(config);
+  const WeightsFile weights = encoder_weights(config);
   const auto model = model_of(config, weights);
   NaiveEncoder naive(weights, config.audio);
   auto session = new_session(model);
@@ -330,7 +308,7 @@ TEST_F(AudioEncoderTest, ClippedAndAbsurdAudioStaysFinite) {
 
 TEST_F(AudioEncoderTest, BFloat16StaysNearFloat32) {
   const ModelConfig config = small_config();
-  const WeightsFile weights = small_weights(config);
+  const WeightsFile weights = encoder_weights(config);
   auto exact = new_session(model_of(config, weights));
   auto coarse = new_session(model_of(config, weights, at::kBFloat16));
   for (unsigned seed = 1; seed < 4; ++seed) {
@@ -352,7 +330,7 @@ Error load_error(const ModelConfig& config, const WeightsFile& weights) {
 
 TEST_F(AudioEncoderTest, EveryMissingTensorIsNamed) {
   const ModelConfig config = small_config();
-  const WeightsFile weights = small_weights(config);
+  const WeightsFile weights = encoder_weights(config);
   for (const auto& [name, values] : weights.tensors()) {
     WeightsFile broken = weights;
     broken.remove(name);
@@ -364,7 +342,7 @@ TEST_F(AudioEncoderTest, EveryMissingTensorIsNamed) {
 
 TEST_F(AudioEncoderTest, EveryTensorOfAnotherShapeIsRefused) {
   const ModelConfig config = small_config();
-  const WeightsFile weights = small_weights(config);
+  const WeightsFile weights = encoder_weights(config);
   for (const auto& [name, values] : weights.tensors()) {
     for (size_t d = 0; d < values.shape.size(); ++d) {
       for (int64_t change : {-1, 1}) {
@@ -385,7 +363,7 @@ TEST_F(AudioEncoderTest, EveryTensorOfAnotherShapeIsRefused) {
 
 TEST_F(AudioEncoderTest, MoreLayersThanConfiguredAreRefused) {
   ModelConfig config = small_config();
-  const WeightsFile weights = small_weights(config);
+  const WeightsFile weights = encoder_weights(config);
   config.audio.layers = 1;
   const Error error = load_error(config, weights);
   EXPECT_EQ(error.code, ErrorCode::kCorrupt);
@@ -394,7 +372,7 @@ TEST_F(AudioEncoderTest, MoreLayersThanConfiguredAreRefused) {
 
 TEST_F(AudioEncoderTest, NonsenseInTheConfigurationIsRefused) {
   const ModelConfig good = small_config();
-  const WeightsFile weights = small_weights(good);
+  const WeightsFile weights = encoder_weights(good);
   const std::vector<std::pair<int64_t AudioConfig::*, int64_t>> bad = {
       {&AudioConfig::heads, 0},
       {&AudioConfig::heads, 5},
@@ -414,7 +392,7 @@ TEST_F(AudioEncoderTest, NonsenseInTheConfigurationIsRefused) {
 
 TEST_F(AudioEncoderTest, LoadingReportsProgressAndCanBeCancelled) {
   const ModelConfig config = small_config();
-  const auto checkpoint = small_weights(config).open();
+  const auto checkpoint = encoder_weights(config).open();
   std::vector<int> percents;
   CancelFlag cancel;
   const auto note = [&](int percent, const std::string& what) {

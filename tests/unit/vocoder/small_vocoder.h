@@ -5,81 +5,17 @@
 #include <string>
 #include <vector>
 
-#include "engine/config.h"
 #include "naive.h"
 #include "vocoder/vocoder.h"
-#include "weights_file.h"
+#include "vocoder/vocoder_weights.h"
 
 namespace minicpmo {
-
-constexpr int64_t kBlocks = 2, kMels = 7;
-
-inline void add_convnext(WeightsFile& w, const std::string& prefix, const std::string& scale,
-                         int64_t width, int64_t inner) {
-  w.add_linear(prefix + "dwconv", {width, 1, 7});
-  w.add_norm(prefix + "norm", width);
-  w.add_linear(prefix + "pwconv1", {inner, width});
-  w.add_linear(prefix + "pwconv2", {width, inner});
-  w.add(prefix + scale, {width}, 0.4, 0.5);
-}
-
-// Latent width 6, 4 channels after the first convolution, blocks of width 8.
-inline WeightsFile dvae_weights() {
-  WeightsFile w;
-  for (const char* g : {"0", "1"}) {
-    w.add_linear(std::string("tts.dvae.vq_layer.quantizer.rvqs.") + g + ".project_out", {6, 4});
-  }
-  w.add_linear("tts.dvae.decoder.conv_in.0", {4, 6, 3});
-  w.add_linear("tts.dvae.decoder.conv_in.2", {8, 4, 3});
-  for (int64_t i = 0; i < kBlocks; ++i) {
-    add_convnext(w, "tts.dvae.decoder.decoder_block." + std::to_string(i) + ".", "coef", 8, 16);
-  }
-  w.add_linear("tts.dvae.decoder.conv_out", {6, 8, 1}, false);
-  w.add_linear("tts.dvae.out_conv", {kMels, 6, 3}, false);
-  w.add("tts.dvae.coef", {1, kMels, 1}, 0.5, 1);
-  return w;
-}
-
-inline WeightsFile vocos_weights(int64_t n_fft = 1024) {
-  WeightsFile w;
-  w.add_linear("backbone.embed", {8, kMels, 7});
-  w.add_norm("backbone.norm", 8);
-  for (int64_t i = 0; i < kBlocks; ++i) {
-    add_convnext(w, "backbone.convnext." + std::to_string(i) + ".", "gamma", 8, 12);
-  }
-  w.add_norm("backbone.final_layer_norm", 8);
-  w.add_linear("head.out", {n_fft + 2, 8});
-  w.add("head.istft.window", {n_fft}, 0);
-  for (int64_t i = 0; i < n_fft; ++i) {
-    w["head.istft.window"].data[i] = static_cast<float>(
-        0.5 - 0.5 * std::cos(2 * 3.14159265358979323846 * static_cast<double>(i) / n_fft));
-  }
-  return w;
-}
-
-inline ModelConfig vocoder_config() {
-  ModelConfig config;
-  config.speech.books = 4;
-  config.speech.audio_tokens = 626;
-  return config;
-}
 
 inline std::shared_ptr<const VocoderModel> small_vocoder() {
   auto model = load_vocoder(*dvae_weights().open(), *vocos_weights().open(), vocoder_config(),
                             at::kFloat, {}, CancelFlag());
   if (!model.ok()) throw std::runtime_error(model.error().message);
   return *model;
-}
-
-// Reproducible codes 0..624, 4 a row.
-inline std::vector<int32_t> some_codes(int64_t rows, uint32_t seed = 1) {
-  std::vector<int32_t> codes;
-  uint64_t state = seed;
-  for (int64_t i = 0; i < 4 * rows; ++i) {
-    state = state * 6364136223846793005ull + 1442695040888963407ull;
-    codes.push_back(static_cast<int32_t>((state >> 33) % 625));
-  }
-  return codes;
 }
 
 namespace naive {
