@@ -165,6 +165,10 @@ Matrix plain_forward(const Weights& w, const DecoderConfig& c, Matrix x, int64_t
   return norm(x, w.at("m.norm.weight"), c.rms_norm_eps);
 }
 
+PlainMask causal(int64_t begin) {
+  return [begin](size_t r, size_t k) { return k <= begin + r ? 0.0 : -INFINITY; };
+}
+
 class TransformerTest : public ::testing::Test {
  protected:
   TransformerTest() {
@@ -229,6 +233,17 @@ class TransformerTest : public ::testing::Test {
            b.abs().max().item<float>();
   }
   PlainCache plain_cache() const { return PlainCache(config_.layers); }
+  // Rows from the beginning on.
+  void expect_plain(size_t rows, int64_t capacity) {
+    const Transformer model = make();
+    KvCache cache(config_, capacity, at::kFloat);
+    PlainCache plain = plain_cache();
+    const Matrix x = random_input(rows);
+    EXPECT_LT(difference(model.forward(tensor(x), 0, cache),
+                         plain_forward(weights_, config_, x, 0, plain, causal(0))),
+              1e-5);
+    EXPECT_EQ(cache.length(), 0);  // the caller's to change
+  }
 
   TempDir dir_;
   DecoderConfig config_;
@@ -236,42 +251,19 @@ class TransformerTest : public ::testing::Test {
   c10::InferenceMode inference_;
 };
 
-PlainMask causal(int64_t begin) {
-  return [begin](size_t r, size_t k) { return k <= begin + r ? 0.0 : -INFINITY; };
-}
-
 TEST_F(TransformerTest, EqualsThePlainImplementation) {
-  const Transformer model = make();
-  KvCache cache(config_, 40, at::kFloat);
-  PlainCache plain = plain_cache();
-  const Matrix x = random_input(17);
-  EXPECT_LT(difference(model.forward(tensor(x), 0, cache),
-                       plain_forward(weights_, config_, x, 0, plain, causal(0))),
-            1e-5);
-  EXPECT_EQ(cache.length(), 0);  // the caller's to change
+  expect_plain(17, 40);
 }
 
 TEST_F(TransformerTest, EqualsThePlainImplementationWithoutGroupsAndBiases) {
   config_.kv_heads = config_.heads;
   config_.qkv_bias = false;
-  const Transformer model = make();
-  KvCache cache(config_, 9, at::kFloat);
-  PlainCache plain = plain_cache();
-  const Matrix x = random_input(9);
-  EXPECT_LT(difference(model.forward(tensor(x), 0, cache),
-                       plain_forward(weights_, config_, x, 0, plain, causal(0))),
-            1e-5);
+  expect_plain(9, 9);
 }
 
 TEST_F(TransformerTest, OneKeyHeadForAll) {
   config_.kv_heads = 1;
-  const Transformer model = make();
-  KvCache cache(config_, 9, at::kFloat);
-  PlainCache plain = plain_cache();
-  const Matrix x = random_input(9);
-  EXPECT_LT(difference(model.forward(tensor(x), 0, cache),
-                       plain_forward(weights_, config_, x, 0, plain, causal(0))),
-            1e-5);
+  expect_plain(9, 9);
 }
 
 TEST_F(TransformerTest, ContinuesAtLaterPositions) {
