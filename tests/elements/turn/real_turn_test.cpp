@@ -1,6 +1,7 @@
 // minicpmoturn with silero's network and recorded questions.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -26,9 +27,9 @@ std::vector<float> samples_of(const char* name) {
   return values;
 }
 
-double peak(std::span<const float> samples) {
-  double most = 0;
-  for (const float x : samples) most = std::max(most, std::abs(static_cast<double>(x)));
+float peak(std::span<const float> samples) {
+  float most = 0;
+  for (const float x : samples) most = std::max(most, std::abs(x));
   return most;
 }
 
@@ -80,6 +81,16 @@ TEST_F(RealTurn, TwoQuestionsAreTwoTurns) {
   EXPECT_GE(found[0].first, first - 8000);
   EXPECT_LT(found[0].second, second);
   EXPECT_GE(found[1].first, second - 8000);
+  const auto loud = [&, least = 0.05f * peak(heard_)](size_t i) {
+    return std::abs(heard_[i]) > least;
+  };
+  for (const auto& [begin, end] : found) {
+    size_t loud_begin = begin, loud_end = end;
+    while (!loud(loud_begin)) ++loud_begin;
+    while (!loud(loud_end - 1)) --loud_end;
+    EXPECT_GE(loud_begin - begin, 1600u);  // pre-roll
+    EXPECT_GE(end - loud_end, 6400u);      // hang-over
+  }
   // Everything that can be heard is in one of the turns, sample by sample.
   std::vector<float> rest = heard_, passed;
   for (const auto& [begin, end] : found) {
@@ -87,7 +98,7 @@ TEST_F(RealTurn, TwoQuestionsAreTwoTurns) {
     std::fill(&rest[begin], &rest[0] + end, 0.0f);
   }
   EXPECT_EQ(log_.samples(), passed);
-  EXPECT_LT(peak(rest), 0.05 * peak(heard_));
+  EXPECT_LT(peak(rest), 0.05f * peak(heard_));
   Names ends;
   for (const std::string& word : log_.story())
     if (word.compare(0, 8, "turn-end") == 0) ends.push_back(word.substr(0, 10));
