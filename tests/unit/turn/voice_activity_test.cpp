@@ -187,9 +187,9 @@ TEST_F(BackgroundTest, AQuieterVoiceIsHeardSoonAfterALouderOne) {
 }
 
 TEST_F(BackgroundTest, AnOffsetIsNoSound) {
-  hear(kMemory, 0.01, 0.5);
-  hear(30, 0.1, 0.5);
-  EXPECT_EQ(hear(10, 0.01, -0.5), 0);
+  hear(kMemory, 0.01);
+  hear(30, 0.1);
+  EXPECT_EQ(hear(10, 0.01, 0.5), 0);
   EXPECT_EQ(hear(10, 0.1, -0.5), 10);
 }
 
