@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "common/gst_ptr.h"
+#include "common/gstminicpmoerror.h"
 #include "common/gstminicpmomodel.h"
 #include "common/guard.h"
 
@@ -496,63 +497,17 @@ std::shared_ptr<Engine> gst_minicpmo_element_peek_engine(GstMiniCpmoElement* sel
 
 // ---- Errors -----------------------------------------------------------------
 
-static void post(GstMiniCpmoElement* self, GstMessageType type, const Error& error) {
-  GQuark domain = GST_STREAM_ERROR;
-  gint code = GST_STREAM_ERROR_FAILED;
-  const auto set = [&](GQuark d, gint c) {
-    domain = d;
-    code = c;
-  };
-  switch (error.code) {
-    case ErrorCode::kNotFound:
-      set(GST_RESOURCE_ERROR, GST_RESOURCE_ERROR_NOT_FOUND);
-      break;
-    case ErrorCode::kOpenRead:
-      set(GST_RESOURCE_ERROR, GST_RESOURCE_ERROR_OPEN_READ);
-      break;
-    case ErrorCode::kCorrupt:
-      set(GST_STREAM_ERROR, GST_STREAM_ERROR_WRONG_TYPE);
-      break;
-    case ErrorCode::kNoSpace:
-      set(GST_RESOURCE_ERROR, GST_RESOURCE_ERROR_NO_SPACE_LEFT);
-      break;
-    case ErrorCode::kBusy:
-      set(GST_RESOURCE_ERROR, GST_RESOURCE_ERROR_BUSY);
-      break;
-    case ErrorCode::kLibrary:
-      set(GST_LIBRARY_ERROR, GST_LIBRARY_ERROR_INIT);
-      break;
-    case ErrorCode::kSettings:
-      set(GST_LIBRARY_ERROR, GST_LIBRARY_ERROR_SETTINGS);
-      break;
-    case ErrorCode::kFormat:
-      set(GST_STREAM_ERROR, GST_STREAM_ERROR_FORMAT);
-      break;
-    case ErrorCode::kContextFull:
-    case ErrorCode::kCancelled:
-    case ErrorCode::kFailed:
-      break;
-  }
-  // Names of files and what they hold need not be UTF-8; a message has to be.
-  const auto text = [](const std::string& s) {
-    return g_utf8_make_valid(s.data(), static_cast<gssize>(s.size()));
-  };
-  gchar* debug = error.detail.empty() ? nullptr : text(error.detail);
-  gst_element_message_full(GST_ELEMENT(self), type, domain, code, text(error.message), debug,
-                           __FILE__, GST_FUNCTION, __LINE__);
-}
-
 GstFlowReturn gst_minicpmo_element_post_error(GstMiniCpmoElement* self, const Error& error) {
   if (error.code == ErrorCode::kCancelled) return GST_FLOW_FLUSHING;
   GST_ERROR_OBJECT(self, "%s (%s)", error.message.c_str(), error.detail.c_str());
-  post(self, GST_MESSAGE_ERROR, error);
+  gst_minicpmo_post(GST_ELEMENT(self), GST_MESSAGE_ERROR, error);
   return GST_FLOW_ERROR;
 }
 
 void gst_minicpmo_element_post_warning(GstMiniCpmoElement* self, const Error& error) {
   if (error.code == ErrorCode::kCancelled) return;
   GST_WARNING_OBJECT(self, "%s (%s)", error.message.c_str(), error.detail.c_str());
-  post(self, GST_MESSAGE_WARNING, error);
+  gst_minicpmo_post(GST_ELEMENT(self), GST_MESSAGE_WARNING, error);
 }
 
 // ---- Queries ----------------------------------------------------------------

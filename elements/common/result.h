@@ -10,7 +10,7 @@
 
 namespace minicpmo {
 
-// What went wrong, in the terms GStreamer reports it in (see post_error in gstminicpmoerror.h).
+// What went wrong, in the terms GStreamer reports it in (see gstminicpmoerror.h).
 enum class ErrorCode {
   kNotFound,     // a file or device that was named does not exist        RESOURCE/NOT_FOUND
   kOpenRead,     // a file exists and cannot be read                      RESOURCE/OPEN_READ

@@ -96,8 +96,8 @@ Result<void> TurnGate::ensure_vad() {
     Error error = opened.error();
     error.message = "Cannot open the voice activity network: " + error.message +
                     (error.message.ends_with('.') ? "" : ".") +
-                    " Run tools/setup, or name silero_vad_16k.safetensors with the property "
-                    "model. mode=manual needs none.";
+                    " Run tools/setup, or name the file with the property model; mode=manual "
+                    "needs none.";
     return error;
   }
   vad_ = std::move(opened).value();
