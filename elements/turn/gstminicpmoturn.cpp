@@ -24,7 +24,8 @@
  * Holes in the input (timestamps that jump, GAP events, lost packets) are heard as silence. EOS, a
  * new segment and a new stream end an open turn; a flush drops it. When upstream is live, the
  * element adds prefix-padding and min-speech, in whole windows of 32 ms, to the latency: so long
- * the first sample of a turn waits until it is known to be one.
+ * the first sample of a turn waits until it is known to be one. With speculative-after it adds
+ * silence-duration less speculative-after, if that is more.
  *
  * ## Examples
  * |[
