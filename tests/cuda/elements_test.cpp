@@ -14,7 +14,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -25,6 +24,7 @@
 #include "common/gstminicpmomodel.h"
 #include "common/gstminicpmoturn.h"
 #include "elements/chain/stream_log.h"
+#include "support/sample_file.h"
 
 namespace minicpmo::testing {
 namespace {
@@ -153,23 +153,8 @@ class Held {
   ElementPtr bin_;
 };
 
-std::string file_bytes(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  EXPECT_TRUE(in) << path;
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-// A sample (16-bit mono, the plain header) as raw float32.
 std::string pcm_of(const std::string& name) {
-  const std::string bytes = file_bytes(sample(name));
-  const size_t data = bytes.find("data") + 8;
-  std::vector<float> values((bytes.size() - data) / 2);
-  for (size_t i = 0; i < values.size(); ++i) {
-    int16_t value;
-    std::memcpy(&value, bytes.data() + data + 2 * i, 2);
-    values[i] = static_cast<float>(value) / 32768.0f;
-  }
-  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+  return bytes_of(wav_samples(sample(name)));
 }
 
 struct Question {

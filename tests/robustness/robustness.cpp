@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
-#include <cstring>
-#include <fstream>
 #include <set>
 
 #include "audioenc/gstminicpmoaudioenc.h"
@@ -92,23 +90,8 @@ std::string whole_chain() {
          element("minicpmovocoder") + " name=vocoder ! fakesink name=sink async=false";
 }
 
-std::string bytes_of(const std::vector<float>& samples) {
-  return {reinterpret_cast<const char*>(samples.data()), samples.size() * sizeof(float)};
-}
-
-// The sample files are 16-bit mono with the plain header.
 std::vector<float> question_samples(const char* name) {
-  std::ifstream in(std::string(SAMPLES "/") + name, std::ios::binary);
-  const std::string bytes{std::istreambuf_iterator<char>(in), {}};
-  EXPECT_GT(bytes.size(), 44u) << name;
-  const size_t data = bytes.find("data") + 8;
-  std::vector<float> values((bytes.size() - data) / 2);
-  for (size_t i = 0; i < values.size(); ++i) {
-    int16_t sample;
-    std::memcpy(&sample, bytes.data() + data + 2 * i, 2);
-    values[i] = static_cast<float>(sample) / 32768.0f;
-  }
-  return values;
+  return wav_samples(std::string(SAMPLES "/") + name);
 }
 
 const std::string& good_question() {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "elements/chain/stream_log.h"
+#include "support/sample_file.h"
 
 namespace minicpmo::testing {
 
@@ -26,7 +27,6 @@ std::string source_of(const TemporaryFile& file, const char* caps);
 // The four elements, answer to fakesink.
 std::string whole_chain();
 
-std::string bytes_of(const std::vector<float>& samples);
 std::vector<float> question_samples(const char* name = "q01_cap.wav");
 // "what is the capital of Norway", as raw PCM.
 const std::string& good_question();
