@@ -34,7 +34,8 @@ Call::Call(const CallOptions& options, Recording* recording)
       random_(options.seed),
       source_change_(options.impairment, options.seed + 1),
       loss_(options.impairment, options.seed + 2),
-      junk_(options.impairment.junk_per_second, options.seed + 3) {}
+      loss_back_(Impairment{.loss = options.impairment.loss_back}, options.seed + 4),
+      junk_(options.impairment.junk_per_second, options.pcmu ? 0 : 96, options.seed + 3) {}
 
 Call::~Call() {
   if (pipeline_) gst_element_set_state(pipeline_, GST_STATE_NULL);
@@ -53,7 +54,9 @@ std::string Call::launch_line() const {
                         : " ! opusenc audio-type=voice frame-size=20 bitrate=32000 inband-fec=true "
                           "packet-loss-percentage=" +
                               number(hint) + " ! rtpopuspay pt=96 name=pay";
-  line += " ssrc=" + number(options_.ssrc);
+  // Both sides of SRTP have to know it.
+  const uint32_t ssrc = srtp && options_.ssrc == 0 ? 1111 : options_.ssrc;
+  if (ssrc != 0) line += " ssrc=" + number(ssrc);
   if (options_.impairment.wrap) line += " seqnum-offset=65500 timestamp-offset=4294950000";
   line += " ! identity name=outgoing silent=true";
   if (srtp) line += " ! srtpenc key=" + options_.key;
@@ -120,6 +123,7 @@ bool Call::start() {
   if (gst_element_get_state(pipeline_, nullptr, nullptr, 5 * GST_SECOND) ==
       GST_STATE_CHANGE_FAILURE)
     return bus_is_fine();
+  clock_begin_ = static_cast<Time>(gst_element_get_base_time(pipeline_));
   sent_samples_ = now() * rate_ / kSecond;
   return true;
 }
@@ -156,12 +160,12 @@ bool Call::run(const std::vector<Item>& items) {
   items_ = &items;
   alarm(kWatchdogSeconds);
   bool ok = start();
-  const Time patience = static_cast<Time>(options_.timeout * kSecond);
-  while (ok && options_.wait_for_stream && recording_->packet_count() == 0) {
+  const Time patience = static_cast<Time>(options_.connect_timeout * kSecond);
+  while (ok && options_.connect_timeout > 0 && recording_->packet_count() == 0) {
     ok = tick();
     if (ok && now() > patience) {
       fprintf(stderr, "error: no RTP packet came to port %d within %g s\n", options_.listen,
-              options_.timeout);
+              options_.connect_timeout);
       ok = false;
     }
   }
@@ -311,6 +315,7 @@ GstPadProbeReturn Call::on_sent(GstPad*, GstPadProbeInfo*, gpointer data) {
 
 GstPadProbeReturn Call::on_arrival(GstPad*, GstPadProbeInfo* info, gpointer data) {
   auto* self = static_cast<Call*>(data);
+  if (self->loss_back_.lost(self->call_seconds())) return GST_PAD_PROBE_DROP;
   GstMapInfo map;
   GstBuffer* buffer = GST_PAD_PROBE_INFO_BUFFER(info);
   const uint8_t* header = header_of(buffer, &map);

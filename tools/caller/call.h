@@ -33,13 +33,13 @@ struct CallOptions {
   int listen = 5006;
   bool pcmu = false;
   std::string key;            // SRTP, 60 hexadecimal digits; "": plain RTP
-  uint32_t ssrc = 1111;       // of what is sent
+  uint32_t ssrc = 0;          // of what is sent; 0: random, or 1111 with SRTP
   uint32_t peer_ssrc = 2222;  // of what comes back, for SRTP
   int jitter_buffer_ms = 60;
   double end_silence = 1.0;  // seconds without sound that end an answer: then comes the next item
-  double timeout = 15;       // seconds until an answer must begin, or the first packet come
-  double longest = 60;       // seconds an answer may go on
-  bool wait_for_stream = true;
+  double timeout = 15;       // seconds until an answer must begin
+  double connect_timeout = 60;  // ... and the first packet come; 0: it is not waited for
+  double longest = 60;          // seconds an answer may go on
   // Seconds into an answer at which the next item begins; < 0: at its end. The last one holds for
   // all that follow. Empty: no interruptions.
   std::vector<double> interrupt_after;
@@ -79,6 +79,8 @@ class Call {
   uint64_t packets_sent() const { return packets_sent_; }
   uint64_t packets_lost() const { return packets_lost_; }
   uint64_t junk_sent() const { return junk_.sent(); }
+  // What the system's monotonic clock showed at position 0, in ns.
+  Time clock_begin() const { return clock_begin_; }
 
  private:
   enum class Wish { kStay, kNext, kFail };
@@ -126,9 +128,11 @@ class Call {
   std::atomic<Time> script_begin_ = kNever;
   SourceChange source_change_;  // of the streaming thread that sends
   Loss loss_;                   // of the same
+  Loss loss_back_;              // of the one that receives
   Junk junk_;
   std::atomic<uint64_t> packets_sent_ = 0, packets_lost_ = 0;
   double latest_tick_ms_ = 0;
+  Time clock_begin_ = 0;
 };
 
 }  // namespace minicpmo::caller

@@ -37,12 +37,12 @@ struct Arguments {
     g_strfreev(items);
   }
   gchar *to = nullptr, *key = nullptr, *record = nullptr;
-  gint listen = 5006, repeat = 1, seed = 1, jitter_buffer = 60;
-  gboolean pcmu = FALSE, no_wait = FALSE, json = FALSE, wrap = FALSE;
-  gdouble end_silence = 1000, timeout = 15, noise = 0, background_db = 0;
+  gint listen = 5006, repeat = 1, seed = 1, jitter_buffer = 60, ssrc = 0;
+  gboolean pcmu = FALSE, json = FALSE, wrap = FALSE;
+  gdouble end_silence = 1000, timeout = 15, connect_timeout = 60, noise = 0, background_db = 0;
   gchar *interrupt_after = nullptr, *interrupt_random = nullptr, *background = nullptr;
   gchar* burst = nullptr;
-  gdouble loss = 0, reorder = 0, duplicate = 0, junk = 0;
+  gdouble loss = 0, loss_back = 0, reorder = 0, duplicate = 0, junk = 0;
   gint jitter = 0;
   gchar **blackout = nullptr, **new_source = nullptr, **items = nullptr;
 };
@@ -65,6 +65,8 @@ GOptionContext* command_line(Arguments* a) {
       {"srtp-key", 0, 0, G_OPTION_ARG_STRING, &a->key,
        "SRTP both ways, AES-128 with HMAC-SHA1-80: master key and salt, 60 hexadecimal digits",
        "HEX"},
+      {"ssrc", 0, 0, G_OPTION_ARG_INT, &a->ssrc,
+       "Of what is sent (default: random, with SRTP 1111)", "N"},
       {"record", 'o', 0, G_OPTION_ARG_FILENAME, &a->record,
        "Write what comes back, with its silence (24 kHz)", "WAV"},
       {"json", 0, 0, G_OPTION_ARG_NONE, &a->json, "Print JSON, not a table", nullptr},
@@ -79,9 +81,9 @@ GOptionContext* command_line(Arguments* a) {
       {"end-silence", 0, 0, G_OPTION_ARG_DOUBLE, &a->end_silence,
        "So much of it ends an answer (default 1000)", "MS"},
       {"timeout", 0, 0, G_OPTION_ARG_DOUBLE, &a->timeout,
-       "An answer, and the first packet, must come within (default 15)", "SECONDS"},
-      {"no-wait", 0, 0, G_OPTION_ARG_NONE, &a->no_wait,
-       "Begin at once, not when the first packet has come", nullptr},
+       "An answer must begin within (default 15)", "SECONDS"},
+      {"connect-timeout", 0, 0, G_OPTION_ARG_DOUBLE, &a->connect_timeout,
+       "The first packet must come within (default 60); 0: begin before it comes", "SECONDS"},
       {"jitter-buffer", 0, 0, G_OPTION_ARG_INT, &a->jitter_buffer,
        "Of the caller's own ear (default 60)", "MS"},
       {"noise", 0, 0, G_OPTION_ARG_DOUBLE, &a->noise, "White noise below all, in dBFS, such as -60",
@@ -93,6 +95,7 @@ GOptionContext* command_line(Arguments* a) {
       {nullptr, 0, 0, G_OPTION_ARG_NONE, nullptr, nullptr, nullptr}};
   const GOptionEntry network[] = {
       {"loss", 0, 0, G_OPTION_ARG_DOUBLE, &a->loss, "Packets lost", "PERCENT"},
+      {"loss-back", 0, 0, G_OPTION_ARG_DOUBLE, &a->loss_back, "Of what comes back", "PERCENT"},
       {"burst", 0, 0, G_OPTION_ARG_STRING, &a->burst, "N packets lost at once, every so often",
        "N/SECONDS"},
       {"jitter", 0, 0, G_OPTION_ARG_INT, &a->jitter, "Each packet is 0 to 2 MS late, in order",
@@ -111,8 +114,9 @@ GOptionContext* command_line(Arguments* a) {
   GOptionContext* context = g_option_context_new("ITEM... - call MiniCPM-o over RTP");
   g_option_context_set_summary(context, kSummary);
   g_option_context_add_main_entries(context, entries, nullptr);
-  GOptionGroup* group = g_option_group_new(
-      "network", "A bad network, on the way out:", "Options for a bad network", nullptr, nullptr);
+  GOptionGroup* group =
+      g_option_group_new("network", "A bad network, on the way out if not said otherwise:",
+                         "Options for a bad network", nullptr, nullptr);
   g_option_group_add_entries(group, network);
   g_option_context_add_group(context, group);
   g_option_context_add_group(context, gst_init_get_option_group());
@@ -167,8 +171,9 @@ bool is_key(const std::string& key) {
 // "" or what is wrong.
 std::string read_network(const Arguments& a, Impairment* network) {
   std::vector<double> v;
-  for (const double percent : {a.loss, a.reorder, a.duplicate})
+  for (const double percent : {a.loss, a.loss_back, a.reorder, a.duplicate})
     if (percent < 0 || percent > 100) return "a percentage is from 0 to 100";
+  network->loss_back = a.loss_back / 100;
   network->loss = a.loss / 100, network->reorder = a.reorder / 100;
   network->duplicate = a.duplicate / 100;
   network->jitter_ms = a.jitter;
@@ -196,9 +201,10 @@ std::string read_options(const Arguments& a, CallOptions* o) {
   o->listen = a.listen, o->pcmu = a.pcmu;
   if (a.key) o->key = a.key;
   if (a.key && !is_key(o->key)) return "--srtp-key takes 60 hexadecimal digits";
+  o->ssrc = static_cast<uint32_t>(a.ssrc);
   o->jitter_buffer_ms = a.jitter_buffer;
   o->end_silence = a.end_silence / 1000, o->timeout = a.timeout;
-  o->wait_for_stream = !a.no_wait;
+  o->connect_timeout = a.connect_timeout;
   o->seed = static_cast<uint32_t>(a.seed);
   if (a.interrupt_after && !interruptions(a.interrupt_after, &o->interrupt_after))
     return "--interrupt-after takes MS,MS,...; one may be '-'";
@@ -251,6 +257,7 @@ nlohmann::json report(const Call& call, const Recording& recording, int clock_ra
            {{"packets", call.packets_sent()},
             {"lost", call.packets_lost()},
             {"junk", call.junk_sent()},
+            {"clock", static_cast<double>(call.clock_begin()) / 1e9},
             {"begin", static_cast<double>(call.begin()) / 1e9},
             {"latest_ms", call.latest_tick_ms()}}}};
 }

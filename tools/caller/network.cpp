@@ -103,10 +103,10 @@ std::vector<uint8_t> Junk::rtp(int version, int payload_type, size_t size) {
 }
 
 std::vector<uint8_t> Junk::packet() {
-  constexpr int kOpus = 96, kLargest = 1500;
+  constexpr int kLargest = 1500, kStrangers = 8;
   std::vector<uint8_t> bytes(1 + random_() % kLargest);
   for (uint8_t& b : bytes) b = static_cast<uint8_t>(random_());
-  switch (random_() % 9) {
+  switch (random_() % 10) {
     case 0:
       return bytes;
     case 1:
@@ -115,22 +115,26 @@ std::vector<uint8_t> Junk::packet() {
       bytes.resize(kLargest);
       return bytes;
     case 3:
-      return rtp(0, kOpus, 80);
+      return rtp(0, payload_type_, 80);
     case 4:
-      return rtp(3, kOpus, 80);
+      return rtp(3, payload_type_, 80);
     case 5:
       return rtp(2, 13, 40);  // comfort noise, from somebody else
     case 6:
-      bytes = rtp(2, kOpus, 60);
+      bytes = rtp(2, payload_type_, 60);
       bytes[0] |= 0x20;  // padding: more than there is
       bytes.back() = 255;
       return bytes;
     case 7:
-      bytes = rtp(2, kOpus, 20);
+      bytes = rtp(2, payload_type_, 20);
       bytes[0] |= 0x0f;  // 15 contributing sources, which are not there
       return bytes;
+    case 8:  // nothing wrong with it, but from somebody else
+      bytes = rtp(2, payload_type_, 60);
+      GST_WRITE_UINT32_BE(bytes.data() + 8, static_cast<uint32_t>(random_() % kStrangers));
+      return bytes;
     default:
-      bytes = rtp(2, kOpus, 40);
+      bytes = rtp(2, payload_type_, 40);
       bytes[0] |= 0x10;  // an extension, longer than the packet
       bytes[14] = bytes[15] = 255;
       return bytes;

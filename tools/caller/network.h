@@ -20,6 +20,7 @@ struct Blackout {
 
 struct Impairment {
   double loss = 0;         // probability of each packet
+  double loss_back = 0;    // the same, of what comes back
   int burst = 0;           // packets lost at once ...
   double burst_every = 0;  // ... every so many seconds
   int jitter_ms = 0;       // each packet is late by 0 to twice this, order kept
@@ -66,7 +67,8 @@ class Loss {
 // Sends packets that nobody should listen to.
 class Junk {
  public:
-  Junk(double per_second, uint32_t seed) : per_second_(per_second), random_(seed) {}
+  Junk(double per_second, int payload_type, uint32_t seed)
+      : per_second_(per_second), payload_type_(payload_type), random_(seed) {}
   ~Junk();
   bool open(const std::string& host, int port, std::string* problem);
   // Sends what is due since the last call.
@@ -78,6 +80,7 @@ class Junk {
   std::vector<uint8_t> rtp(int version, int payload_type, size_t size);
 
   const double per_second_;
+  const int payload_type_;
   std::mt19937 random_;
   double due_ = 0;
   uint64_t sent_ = 0;

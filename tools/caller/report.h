@@ -28,6 +28,9 @@ nlohmann::json report_turns(const std::vector<Turn>& turns, const Recording& rec
 // nothing else delays them).
 nlohmann::json report_stream(const std::vector<Packet>& packets, int clock_rate);
 
+// What the JSON of minicpmo-caller holds beside: sent {packets, lost, junk; begin: of the first
+// item, in the recording; clock: what the system's monotonic clock showed at position 0, in s;
+// latest_ms: how late this program was}.
 void print_table(const nlohmann::json& report);
 
 }  // namespace minicpmo::caller

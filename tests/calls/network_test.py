@@ -1,0 +1,109 @@
+"""Conversations over a bad network: lost, late, doubled and foreign packets, and callers that go silent.
+
+By default a few calls of each kind; MINICPMO_CALLS=full asks all held-out questions at every rate of loss (about an hour).
+Figures go to the TAP output and to $MINICPMO_REPORT/network.json.
+Environment: SOURCE, CALLER, as conversation.py says.
+"""
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+import unittest
+
+SOURCE = pathlib.Path(os.environ["SOURCE"])
+sys.path[:0] = [str(SOURCE / "tests/support")]
+import tap  # noqa: E402
+from conversation import call, captions_by_turn, opus  # noqa: E402
+
+FULL = os.environ.get("MINICPMO_CALLS") == "full"
+SAMPLES = SOURCE / "tools/tiny/samples"
+REPLIES = {r["file"]: r["expected_reply"] for r in json.loads((SAMPLES / "list.json").read_text())}
+CAPITAL, LIGHT_BULB, SPELL = "q01_cap.wav", "q02_gk.wav", "q04_spell.wav"
+LATE_MS = 100  # a machine that holds this program up holds the pipeline up, too
+STALL_MS = 300
+FIGURES: dict[str, dict] = {}
+
+
+def words(text: str) -> list[str]:
+    return re.sub("[^a-z ]", " ", text.lower()).split()
+
+
+def figures(name: str, report: dict, right: int) -> dict:
+    answers = [t for t in report["turns"] if t["answered"]]
+    FIGURES[name] = dict(
+        asked=len(report["turns"]), right=right,
+        worst_first_packet_ms=round(max((t["first_packet_ms"] for t in answers), default=0)),
+        longest_silence_ms=max((g["ms"] for t in answers for g in t["gaps"]), default=0),
+        longest_packet_gap_ms=round(max((t["longest_packet_gap_ms"] for t in answers), default=0)),
+        sent=report["sent"]["packets"], lost=report["sent"]["lost"], latest_ms=round(report["sent"]["latest_ms"]))
+    print(f"# {name}: {FIGURES[name]}")
+    return FIGURES[name]
+
+
+class Network(unittest.TestCase):
+    @classmethod
+    def tearDownClass(cls):
+        if folder := os.environ.get("MINICPMO_REPORT"):
+            pathlib.Path(folder, "network.json").write_text(json.dumps(FIGURES, indent=1))
+
+    def converse(self, name: str, *options, items=(CAPITAL, LIGHT_BULB, SPELL)) -> dict:
+        """A call with `items`, all answered right. The figures."""
+        conversation, arguments = opus()
+        with conversation:
+            items = [i if ":" in i else str(SAMPLES / i) for i in items]
+            report, problems, status = call(*arguments, *options, *items)
+            self.assertEqual((status, problems), (0, ""), conversation.output)
+            time.sleep(0.2)  # the last line on its way
+            captions = captions_by_turn(report, conversation)
+        right = [REPLIES[os.path.basename(t["file"])] for t in report["turns"]]
+        row = figures(name, report, sum(a == b for a, b in zip(captions, right)))
+        self.assertEqual(captions, right, conversation.output)
+        if row["latest_ms"] < LATE_MS:
+            self.assertLessEqual(row["longest_silence_ms"], STALL_MS)
+        return row
+
+    def test_a_tenth_of_the_packets_lost(self):
+        row = self.converse("10 % lost both ways", "--loss", 10, "--loss-back", 10)
+        self.assertGreater(row["lost"], row["sent"] / 20)
+
+    def test_third_of_the_packets_lost(self):
+        row = self.converse("30 % lost both ways", "--loss", 30, "--loss-back", 30)
+        self.assertGreater(row["lost"], row["sent"] / 5)
+
+    def test_bursts(self):
+        self.converse("60 ms lost every 2 s", "--burst", "3/2")
+
+    def test_jitter_reordered_and_doubled_packets(self):
+        self.converse("jitter 100 ms, 10 % reordered, 10 % doubled", "--jitter", 100, "--reorder", 10, "--duplicate", 10)
+
+    def test_wrap_and_new_sources(self):
+        # The first and the second answer are to come from the new source's questions, the third wraps.
+        self.converse("wrap, new sources", "--wrap", "--new-source", 3, "--new-source", 9)
+
+    def test_junk(self):
+        self.converse("1000 packets of junk a second", "--junk", 1000)
+
+    def test_blackout(self):
+        # Right after the first answer nothing comes for 5 s, in the middle of a cough; the next question begins a second later.
+        row = self.converse("blackout of 5 s", "--blackout", "7:5", items=(CAPITAL, "wait:6500", LIGHT_BULB, SPELL))
+        self.assertGreater(row["lost"], 200)
+
+    def test_caller_who_vanishes_in_the_middle_of_a_question(self):
+        conversation, arguments = opus()
+        with conversation:
+            question = str(SAMPLES / CAPITAL)
+            _, _, status = call(*arguments, "--blackout", "1:60", question, timeout=3)
+            self.assertEqual(status, 1)
+            self.assertTrue(conversation.alive(), conversation.output)
+            known = len(conversation.answers)
+            report, problems, status = call(*arguments, "wait:3000", question, str(SAMPLES / LIGHT_BULB))
+            self.assertEqual((status, problems), (0, ""), conversation.output)
+            time.sleep(0.2)
+            print(f"# the cut question was answered: {conversation.texts()[known:-2]}")
+            self.assertEqual(conversation.texts()[-2:], [REPLIES[CAPITAL], REPLIES[LIGHT_BULB]])
+
+
+if __name__ == "__main__":
+    tap.main()
