@@ -45,6 +45,7 @@ struct Options {
   gboolean codes = FALSE;
   gboolean upstream = FALSE;
   gboolean realtime = FALSE;
+  gboolean turns = FALSE;
   gboolean rtp = FALSE;
   gboolean separate = FALSE;
   gboolean json = FALSE;
@@ -97,7 +98,17 @@ std::string launch_line(const Options& options, const char* question, const std:
     line =
         "filesrc name=question ! decodebin ! audioconvert ! audioresample ! "
         "audio/x-raw,format=F32LE,rate=16000,channels=1 ! ";
-    if (options.realtime) line += "identity sync=true ! ";
+    // The silence of somebody who waits, 12 s of it below and behind the question: it ends the
+    // turn.
+    if (options.turns) {
+      line +=
+          "all. audiotestsrc wave=silence num-buffers=96 samplesperbuffer=2000 ! "
+          "audio/x-raw,format=F32LE,rate=16000,channels=1 ! all. audiomixer name=all ! "
+          "audio/x-raw,format=F32LE,rate=16000,channels=1 ! "
+          "identity sync=true ts-offset=10000000 ! minicpmoturn ! queue ! ";
+    } else if (options.realtime) {
+      line += "identity sync=true ! ";
+    }
     line += "minicpmoaudioenc name=first" + common + " ! queue ! ";
   } else {
     line = "appsrc name=typed format=time caps=text/x-raw,format=utf8 ! ";
@@ -368,6 +379,10 @@ GOptionContext* command_line(Options* o) {
       {"upstream", 0, 0, G_OPTION_ARG_NONE, &o->upstream, "compatibility=upstream", nullptr},
       {"realtime", 0, 0, G_OPTION_ARG_NONE, &o->realtime,
        "Feed the question at the pace it was spoken", nullptr},
+      {"turns", 0, 0, G_OPTION_ARG_NONE, &o->turns,
+       "As in a call: at the pace of speech, and minicpmoturn finds where the question (of up to "
+       "10 s) ends",
+       nullptr},
       {"rtp", 0, 0, G_OPTION_ARG_NONE, &o->rtp, "Also make Opus in RTP packets; time the first one",
        nullptr},
       {"separate", 0, 0, G_OPTION_ARG_NONE, &o->separate,

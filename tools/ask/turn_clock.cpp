@@ -32,14 +32,18 @@ double token_ms(const Turn& turn) {
 // Where the time to the first sound went; the parts add up to it. What is prefill and what decoding
 // within the first burst is estimated from the tokens behind it.
 nlohmann::json parts(const Turn& turn) {
-  const Moment heard = std::max(turn.question_end, turn.encoded);
+  const Moment asked = std::max(turn.question_end, turn.decided);
+  const Moment heard = std::max(asked, turn.encoded);
   const double first_burst = milliseconds(heard, turn.answer_begun);
   const double decode = std::min(first_burst, (kTokensPerBurst - 1) * token_ms(turn));
-  return {{"encode", milliseconds(turn.question_end, heard)},
-          {"prefill", first_burst - decode},
-          {"decode", decode + milliseconds(turn.answer_begun, turn.text_in)},
-          {"speech", milliseconds(turn.text_in, turn.codes)},
-          {"vocoder", milliseconds(turn.codes, turn.chunks[0].ready)}};
+  nlohmann::json parts = {{"encode", milliseconds(asked, heard)},
+                          {"prefill", first_burst - decode},
+                          {"decode", decode + milliseconds(turn.answer_begun, turn.text_in)},
+                          {"speech", milliseconds(turn.text_in, turn.codes)},
+                          {"vocoder", milliseconds(turn.codes, turn.chunks[0].ready)}};
+  if (turn.decided != 0) parts["hang_over"] = milliseconds(turn.question_end, turn.decided);
+  if (turn.packet != 0) parts["packet"] = milliseconds(turn.chunks[0].ready, turn.packet);
+  return parts;
 }
 
 nlohmann::json gpu_ms(const GpuTimes& from, const GpuTimes& to) {
@@ -188,11 +192,24 @@ GpuTimes TurnClock::gpu_times() const {
 
 void TurnClock::note_question(GstPadProbeInfo* info) {
   const bool buffer = (GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) != 0;
-  if (!buffer && GST_EVENT_TYPE(GST_PAD_PROBE_INFO_EVENT(info)) != GST_EVENT_EOS) return;
+  const Moment now = g_get_monotonic_time();
+  GstClockTime speech_end = GST_CLOCK_TIME_NONE;
+  if (!buffer) {
+    GstEvent* event = GST_PAD_PROBE_INFO_EVENT(info);
+    const GstStructure* fields = gst_event_get_structure(event);
+    const bool turn_end = fields != nullptr && gst_structure_has_name(fields, "minicpmo/turn-end");
+    if (!turn_end && GST_EVENT_TYPE(event) != GST_EVENT_EOS) return;
+    if (turn_end) gst_structure_get_uint64(fields, "speech-end", &speech_end);
+  }
   const GpuTimes gpu = buffer ? GpuTimes{} : gpu_times();
   std::lock_guard lock(mutex_);
+  if (turn_.decided != 0) return;  // the silence behind it
   if (!buffer) turn_.gpu_asked = gpu;
-  turn_.question_end = g_get_monotonic_time();
+  turn_.question_end = now;
+  if (!GST_CLOCK_TIME_IS_VALID(speech_end)) return;
+  turn_.decided = now;
+  const GstClockTime running = gst_element_get_current_running_time(encoder_);
+  turn_.question_end -= static_cast<Moment>((running - speech_end) / GST_USECOND);
 }
 
 void TurnClock::note_embeddings(GstPadProbeInfo*) {

@@ -26,7 +26,8 @@ struct Chunk {
 using GpuTimes = std::array<guint64, 5>;
 
 struct Turn {
-  Moment question_end = 0;
+  Moment question_end = 0;     // of its last voiced sample, if minicpmoturn told it
+  Moment decided = 0;          // that it has ended
   Moment encoded = 0;          // last embeddings, for a spoken question
   Moment answer_begun = 0;     // first burst: the prompt was read, and three tokens drawn
   std::vector<Moment> bursts;  // text leaving the language model
