@@ -13,6 +13,7 @@
 #include "llm/gstminicpmollm.h"
 #include "support/gst_test_main.h"
 #include "tts/gstminicpmotts.h"
+#include "turn/gstminicpmoturn.h"
 #include "vocoder/gstminicpmovocoder.h"
 
 namespace minicpmo::testing {
@@ -61,6 +62,7 @@ void register_elements() {
   GST_ELEMENT_REGISTER(minicpmotts, nullptr);
   GST_ELEMENT_REGISTER(minicpmovocoder, nullptr);
   GST_ELEMENT_REGISTER(minicpmobin, nullptr);
+  GST_ELEMENT_REGISTER(minicpmoturn, nullptr);
   watch_time();
 }
 

@@ -28,8 +28,9 @@ std::string make_plugin_directory() {
   g_free(made);
   const char* set = g_getenv("GST_TEST_PLUGINS");
   const std::filesystem::path source = set != nullptr ? set : GST_PLUGINS_DIR;
-  for (const char* name : {"coreelements", "coretracers", "wavenc", "wavparse", "audioconvert",
-                           "audioresample", "app", "playback", "typefindfunctions"}) {
+  for (const char* name :
+       {"coreelements", "coretracers", "wavenc", "wavparse", "audioconvert", "audioresample", "app",
+        "playback", "typefindfunctions", "opus", "rtp"}) {
     const std::string file = std::string("libgst") + name + ".so";
     std::error_code error;
     std::filesystem::create_symlink(source / file, std::filesystem::path(directory) / file, error);
