@@ -17,8 +17,8 @@ from conversation import Conversation, call, free_ports, opus  # noqa: E402
 SAMPLES = SOURCE / "tools/tiny/samples"
 REPLIES = {r["file"]: r["expected_reply"] for r in json.loads((SAMPLES / "list.json").read_text())}
 CAPITAL, LIGHT_BULB, SPELL = "q01_cap.wav", "q02_gk.wav", "q04_spell.wav"
-# A machine that holds this program up for longer than this holds the pipeline up, too: no gap is the pipeline's fault then.
-LATE_MS = 100
+# A busy machine may keep the model from being in time once or twice; a pipeline that makes gaps makes them always.
+ATTEMPTS = 3
 OPUS_RECEIVER = ("udpsrc port={port} caps=\"application/x-rtp,media=audio,encoding-name=OPUS,clock-rate=48000,payload=96\" "
                  "! rtpjitterbuffer latency=60 do-lost=true ! rtpopusdepay ! opusdec plc=true")
 
@@ -31,14 +31,22 @@ class Call(unittest.TestCase):
     def check_words(self, conversation, *names: str):
         self.assertEqual(conversation.texts(), [REPLIES[n] for n in names], conversation.output)
 
-    def check_answer(self, report: dict, turn: dict):
+    def check_answer(self, turn: dict):
         self.assertTrue(turn["answered"], turn)
         self.assertEqual(turn["cut_in"], 0, turn)
         self.assertGreater(turn["first_packet_ms"], 0)
-        if report["sent"]["latest_ms"] < LATE_MS:
-            self.assertEqual(turn["gaps"], [], report["sent"])
         print(f"# {os.path.basename(turn['file'])}: first packet after {turn['first_packet_ms']:.0f} ms, "
               f"{turn['seconds']:.2f} s, longest gap between packets {turn['longest_packet_gap_ms']:.0f} ms")
+
+    def without_gaps(self, hold_call) -> dict:
+        """The report of a call without a gap in its answers: the first such one of a few."""
+        for _ in range(ATTEMPTS):
+            report = hold_call()
+            gaps = [g for t in report["turns"] for g in t["gaps"]]
+            if not gaps:
+                return report
+            print(f"# gaps: {gaps}, this program was late by {report['sent']['latest_ms']:.0f} ms")
+        self.fail(f"gaps in each of {ATTEMPTS} calls")
 
     def check_stream(self, report: dict):
         stream = report["stream"]
@@ -48,16 +56,19 @@ class Call(unittest.TestCase):
         self.assertLess(abs(stream["drift_ms"]), 20, stream)
         print(f"# stream: {stream}")
 
-    def hear(self, wav: pathlib.Path, turn: dict) -> list[str]:
-        from recogniser import Recogniser
-        from scipy.io import wavfile
-        rate, samples = wavfile.read(wav)
-        part = slice(int((turn["answer"]["from"] - 0.2) * rate), int((turn["answer"]["to"] + 0.2) * rate))
-        return Recogniser().hear(samples[part], rate)
-
 
 class Opus(Call):
     def test_three_turns_with_an_interruption(self):
+        report = self.without_gaps(self.hold_call)
+        second = report["turns"][1]
+        old = second["interrupted"]["old_sound_ms"]
+        print(f"# the old answer went on for {old:.0f} ms after the first voice")
+        self.assertGreater(second["interrupted"]["after_ms"], 500)
+        self.assertGreater(old, 0)
+        # All of it would have been 2.04 s.
+        self.assertLess(second["seconds"] + old / 1000, 1.6)
+
+    def hold_call(self) -> dict:
         conversation, arguments = opus()
         with conversation, tempfile.TemporaryDirectory() as folder:
             wav = pathlib.Path(folder) / "call.wav"
@@ -65,27 +76,31 @@ class Opus(Call):
                                             *said(CAPITAL, LIGHT_BULB, SPELL))
             self.assertEqual((status, problems), (0, ""), conversation.output)
             self.check_words(conversation, CAPITAL, LIGHT_BULB, SPELL)
-            first, second, third = report["turns"]
             for turn in report["turns"]:
-                self.check_answer(report, turn)
+                self.check_answer(turn)
             self.check_stream(report)
-            self.assertAlmostEqual(first["seconds"], 2.0, delta=0.1)
+            first, _, third = report["turns"]
+            self.assertAlmostEqual(first["seconds"], 2.0, delta=0.3)
             self.assertAlmostEqual(third["seconds"], 1.68, delta=0.3)
-            from recogniser import edits, words
-            for turn, name in ((first, CAPITAL), (third, SPELL)):
-                heard, right = self.hear(wav, turn), words(REPLIES[name])
-                print(f"# heard: {' '.join(heard)}")
-                self.assertLessEqual(edits(heard, right), len(right) / 2, heard)
-        old = second["interrupted"]["old_sound_ms"]
-        print(f"# the old answer went on for {old:.0f} ms after the first voice")
-        self.assertGreater(second["interrupted"]["after_ms"], 500)
-        self.assertGreater(old, 0)
-        # All of it would have been 2.04 s: more than a second less.
-        self.assertLess(second["seconds"] + old / 1000, 1.6 if report["sent"]["latest_ms"] < LATE_MS else 2)
+            self.check_sound(wav, {CAPITAL: first, SPELL: third})
+        return report
+
+    def check_sound(self, wav: pathlib.Path, turns: dict[str, dict]):
+        from recogniser import Recogniser, edits, words
+        from scipy.io import wavfile
+        recogniser, (rate, samples) = Recogniser(), wavfile.read(wav)
+        for name, turn in turns.items():
+            part = slice(int((turn["answer"]["from"] - 0.2) * rate), int((turn["answer"]["to"] + 0.2) * rate))
+            heard, right = recogniser.hear(samples[part], rate), words(REPLIES[name])
+            print(f"# heard: {' '.join(heard)}")
+            self.assertLessEqual(edits(heard, right), len(right) / 2, heard)
 
 
 class Others(Call):
-    def converse(self, script: str, before: list[str], arguments: list[str], names: list[str], **environment: str):
+    def converse(self, *arguments, **environment):
+        return self.without_gaps(lambda: self.hold_call(*arguments, **environment))
+
+    def hold_call(self, script: str, before: list[str], arguments: list[str], names: list[str], **environment: str) -> dict:
         here, there = free_ports(2)
         environment = {k: v.format(port=here, peer=there) for k, v in environment.items()}
         ports = [] if environment else [str(here), "127.0.0.1", str(there)]
@@ -94,7 +109,7 @@ class Others(Call):
             self.assertEqual((status, problems), (0, ""), conversation.output)
             self.check_words(conversation, *names)
         for turn in report["turns"]:
-            self.check_answer(report, turn)
+            self.check_answer(turn)
         self.check_stream(report)
         return report
 

@@ -70,6 +70,7 @@ class Conversation:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self.reader.join(10)
+        self.process.stdout.close()
 
 
 def opus(llm: str = THREE_TURNS) -> tuple[Conversation, list[str]]:

@@ -1,6 +1,6 @@
 """Conversations over a bad network: lost, late, doubled and foreign packets, and callers that go silent.
 
-By default a few calls of each kind; MINICPMO_CALLS=full asks all held-out questions at every rate of loss (about an hour).
+By default a few calls of each kind; MINICPMO_CALLS=full asks all held-out questions at every rate of loss, too (about an hour).
 Figures go to the TAP output and to $MINICPMO_REPORT/network.json.
 Environment: SOURCE, CALLER, as conversation.py says.
 """
@@ -21,7 +21,6 @@ FULL = os.environ.get("MINICPMO_CALLS") == "full"
 SAMPLES = SOURCE / "tools/tiny/samples"
 REPLIES = {r["file"]: r["expected_reply"] for r in json.loads((SAMPLES / "list.json").read_text())}
 CAPITAL, LIGHT_BULB, SPELL = "q01_cap.wav", "q02_gk.wav", "q04_spell.wav"
-LATE_MS = 100  # a machine that holds this program up holds the pipeline up, too
 STALL_MS = 300
 FIGURES: dict[str, dict] = {}
 
@@ -60,8 +59,7 @@ class Network(unittest.TestCase):
         right = [REPLIES[os.path.basename(t["file"])] for t in report["turns"]]
         row = figures(name, report, sum(a == b for a, b in zip(captions, right)))
         self.assertEqual(captions, right, conversation.output)
-        if row["latest_ms"] < LATE_MS:
-            self.assertLessEqual(row["longest_silence_ms"], STALL_MS)
+        self.assertLessEqual(row["longest_silence_ms"], STALL_MS)
         return row
 
     def test_a_tenth_of_the_packets_lost(self):
@@ -76,7 +74,7 @@ class Network(unittest.TestCase):
         self.converse("60 ms lost every 2 s", "--burst", "3/2")
 
     def test_jitter_reordered_and_doubled_packets(self):
-        self.converse("jitter 100 ms, 10 % reordered, 10 % doubled", "--jitter", 100, "--reorder", 10, "--duplicate", 10)
+        self.converse("jitter 100 ms, 40 % reordered, 40 % doubled", "--jitter", 100, "--reorder", 40, "--duplicate", 40)
 
     def test_wrap_and_new_sources(self):
         # The first and the second answer are to come from the new source's questions, the third wraps.
@@ -94,6 +92,8 @@ class Network(unittest.TestCase):
         conversation, arguments = opus()
         with conversation:
             question = str(SAMPLES / CAPITAL)
+            # The same source each time, from another port: so does a caller behind a router that moved.
+            arguments += ["--ssrc", "77"]
             _, _, status = call(*arguments, "--blackout", "1:60", question, timeout=3)
             self.assertEqual(status, 1)
             self.assertTrue(conversation.alive(), conversation.output)
@@ -103,6 +103,41 @@ class Network(unittest.TestCase):
             time.sleep(0.2)
             print(f"# the cut question was answered: {conversation.texts()[known:-2]}")
             self.assertEqual(conversation.texts()[-2:], [REPLIES[CAPITAL], REPLIES[LIGHT_BULB]])
+
+
+@unittest.skipUnless(FULL, "MINICPMO_CALLS=full runs it")
+class Thorough(unittest.TestCase):
+    """All held-out questions at every rate of loss, and worse networks than a call survives unharmed."""
+
+    def hold(self, name: str, files: list[str], answers: list[str], *options) -> dict:
+        conversation, arguments = opus()
+        with conversation:
+            report, problems, status = call(*arguments, *options, *files, limit=1200)
+            self.assertEqual((status, problems), (0, ""), conversation.output[-5:])
+            self.assertTrue(conversation.alive())
+            time.sleep(0.2)
+            captions = captions_by_turn(report, conversation)
+        return figures(name, report, sum(words(a) == words(b) for a, b in zip(captions, answers)))
+
+    def test_rates_of_loss(self):
+        folder = SOURCE / "tests/fixtures/questions"
+        questions = json.loads((folder / "list.json").read_text())
+        files, answers = [str(folder / q["file"]) for q in questions], [q["answer"] for q in questions]
+        rows = {rate: self.hold(f"{rate} % lost, all questions", files, answers, "--loss", rate, "--loss-back", rate)
+                for rate in (0, 1, 5, 10, 20, 30)}
+        for rate, row in rows.items():
+            with self.subTest(rate=rate):
+                self.assertLessEqual(row["longest_silence_ms"], STALL_MS)
+                if rate <= 10:
+                    self.assertGreaterEqual(row["right"], 0.95 * rows[0]["right"])
+
+    def test_worse_networks(self):
+        files = [str(SAMPLES / n) for n in (CAPITAL, LIGHT_BULB, SPELL)] * 3
+        answers = [REPLIES[os.path.basename(f)] for f in files]
+        for options in (["--burst", "10/4"], ["--burst", "50/8"], ["--jitter", 20], ["--jitter", 50], ["--reorder", 50],
+                        ["--duplicate", 50], ["--junk", 10000], ["--noise", -50], ["--loss", 60, "--loss-back", 60]):
+            with self.subTest(options=options):
+                self.hold(" ".join(map(str, options)), files, answers, *options)
 
 
 if __name__ == "__main__":
