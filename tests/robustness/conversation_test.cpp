@@ -4,9 +4,12 @@
 #include <gst/check/gsttestclock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <random>
 #include <thread>
 
 #include "common/gstminicpmoturn.h"
@@ -38,17 +41,19 @@ struct Packet {
   bool operator==(const Packet&) const = default;
 };
 
+// The small checkpoint was trained on few turns: a new session every six or so.
+constexpr const char* kShortMemory = "context-length=400";
+
 class Call {
  public:
-  Call()
+  explicit Call(const std::string& llm = kShortMemory)
       : run_("appsrc name=source format=time is-live=true caps=" + std::string(kAudioCaps) +
              over_rtp("in") + " ! rtpopusdepay ! opusdec ! audioconvert ! audioresample ! " +
              std::string(kAudioCaps) + " ! minicpmoturn ! " + kBigQueue + " ! " +
              element("minicpmoaudioenc") + " ! " + kBigQueue + " ! " + element("minicpmollm") +
-             // The small checkpoint was trained on few turns: a new session every six or so.
-             " name=llm context-length=400 ! " + kBigQueue + " ! " + element("minicpmotts") +
-             " ! " + kBigQueue + " ! " + element("minicpmovocoder") + " name=vocoder ! " +
-             kBigQueue + over_rtp("out") + " ! fakesink name=sink sync=true async=false"),
+             " name=llm " + llm + " ! " + kBigQueue + " ! " + element("minicpmotts") + " ! " +
+             kBigQueue + " ! " + element("minicpmovocoder") + " name=vocoder ! " + kBigQueue +
+             over_rtp("out") + " ! fakesink name=sink sync=true async=false"),
         source_(run_.element("source")),
         clock_(gst_test_clock_new()) {
     gst_pipeline_use_clock(GST_PIPELINE(run_.pipeline()), clock_.get());
@@ -72,6 +77,8 @@ class Call {
     }
   }
 
+  void say_file(const char* name) { say(wav_samples(std::string(SAMPLES "/") + name)); }
+
   // The clock stands until the answer is made, and then goes on to its end.
   void listen(size_t turn) {
     ASSERT_TRUE(speech_->wait_for(GST_MINICPMO_EVENT_ANSWER_END, turn));
@@ -84,6 +91,13 @@ class Call {
     time_ = std::max(time_, (last.pts + last.duration) / GST_MSECOND / 20 * 20 * GST_MSECOND +
                                 200 * GST_MSECOND);
     move_clock(time_);
+  }
+
+  // Waits until the answers so far are as wanted.
+  bool hears(const std::function<bool(const std::vector<std::string>&)>& wanted) {
+    for (int wait = 0; wait < 200 && !wanted(run_.answers); ++wait)
+      run_.listen(std::chrono::milliseconds(50));
+    return wanted(run_.answers);
   }
 
   std::vector<Packet> packets() const {
@@ -125,7 +139,7 @@ class Call {
   GstClockTime time_ = 0;
 };
 
-TEST(TenTurns, AreRightAndTheSameTwice) {
+TEST(TestCall, TenTurnsAreRightAndTheSameTwice) {
   const auto list = nlohmann::json::parse(std::ifstream(SAMPLES "/list.json"));
   std::vector<std::string> files, expected;
   for (const auto& entry : list) {
@@ -161,6 +175,60 @@ TEST(TenTurns, AreRightAndTheSameTwice) {
     } else {
       EXPECT_TRUE(call.packets() == first);
     }
+  }
+}
+
+bool capital_last(const std::vector<std::string>& answers) {
+  return !answers.empty() && answers.back() == kCapital;
+}
+
+// More than a minute without a pause: a turn ends after 60 s, and the next one begins. What it says
+// is answered, and so is the next question.
+TEST(TestCall, AMonologueIsAnsweredAndSoIsWhatFollows) {
+  Call call("");
+  const std::vector<float> question = wav_samples(SAMPLES "/q01_cap.wav");
+  std::vector<float> monologue;
+  while (monologue.size() < 64 * 16000) {
+    // Without the silence at its ends.
+    monologue.insert(monologue.end(), question.begin() + 4000, question.end() - 4000);
+  }
+  call.say(monologue);
+  EXPECT_TRUE(call.hears([](const std::vector<std::string>& answers) { return !answers.empty(); }));
+  const ElementPtr llm = call.run().element("llm");
+  g_signal_emit_by_name(llm.get(), "reset-session");
+  call.say_file("q01_cap.wav");
+  EXPECT_TRUE(call.hears(capital_last)) << ::testing::PrintToString(call.run().answers);
+  EXPECT_TRUE(call.run().errors.empty());
+}
+
+// Whatever a room makes a microphone hear, the question after it is understood.
+TEST(TestCall, NoiseBeforeAQuestionDoesNotSpoilIt) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> white(0, 1);
+  const auto sound = [&](double seconds, auto&& sample) {
+    std::vector<float> samples(static_cast<size_t>(seconds * 16000));
+    for (size_t i = 0; i < samples.size(); ++i) samples[i] = sample(static_cast<float>(i) / 16000);
+    return samples;
+  };
+  const std::vector<std::pair<const char*, std::vector<float>>> sounds = {
+      {"silence", sound(3, [](float) { return 0.0f; })},
+      {"DC", sound(2, [](float) { return 0.5f; })},
+      {"cough", sound(0.15, [&](float) { return 0.3f * white(random); })},
+      {"noise", sound(3, [&](float) { return 0.02f * white(random); })},
+      {"chord", sound(3,
+                      [](float t) {
+                        return 0.1f * (std::sin(1382.3f * t) + std::sin(1741.6f * t) +
+                                       std::sin(2073.5f * t));
+                      })},
+      {"clipped", sound(0.5, [&](float) { return white(random) > 0 ? 1.0f : -1.0f; })},
+  };
+  for (const auto& [name, samples] : sounds) {
+    SCOPED_TRACE(name);
+    Call call;
+    call.say(samples);
+    call.say_file("q01_cap.wav");
+    EXPECT_TRUE(call.hears(capital_last)) << ::testing::PrintToString(call.run().answers);
+    EXPECT_TRUE(call.run().errors.empty());
   }
 }
 
