@@ -29,11 +29,12 @@ def free_ports(count: int) -> list[int]:
 
 
 class Conversation:
-    """Runs a script; `answers` are (monotonic time, turn, finish, text)."""
+    """Runs a script; `answers` are (monotonic time, turn, finish, text), `begins` the times at which turns began."""
 
     def __init__(self, script: str, *arguments: str, listen: int, llm: str = THREE_TURNS, **environment: str):
         self.listen = listen
         self.answers: list[tuple[float, int, str, str]] = []
+        self.begins: list[float] = []
         self.output: list[str] = []
         self.process = subprocess.Popen(
             [str(SOURCE / "pipelines" / script), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -44,6 +45,8 @@ class Conversation:
     def _read(self):
         for line in self.process.stdout:
             self.output.append(line.rstrip("\n"))
+            if re.fullmatch(r"turn \d+ begins", self.output[-1]):
+                self.begins.append(time.monotonic())
             if m := re.fullmatch(r"turn (\d+) \((\w+)\): (.*)", self.output[-1]):
                 self.answers.append((time.monotonic(), int(m[1]), m[2], m[3]))
 

@@ -1,6 +1,7 @@
 """Conversations over a bad network: lost, late, doubled and foreign packets, and callers that go silent.
 
-By default a few calls of each kind; MINICPMO_CALLS=full asks all held-out questions at every rate of loss, too (about an hour).
+By default a few calls of each kind; MINICPMO_CALLS=full asks all held-out questions at every rate of loss, and
+interrupts a thousand answers, too (about two hours).
 Figures go to the TAP output and to $MINICPMO_REPORT/network.json.
 Environment: SOURCE, CALLER, as conversation.py says.
 """
@@ -130,6 +131,35 @@ class Thorough(unittest.TestCase):
                 self.assertLessEqual(row["longest_silence_ms"], STALL_MS)
                 if rate <= 10:
                     self.assertGreaterEqual(row["right"], 0.95 * rows[0]["right"])
+
+    def test_ten_turns(self):
+        names = sorted(n for n in REPLIES if n.startswith("q"))
+        row = self.hold("ten turns", [str(SAMPLES / n) for n in names], [REPLIES[n] for n in names])
+        self.assertEqual((row["asked"], row["right"], row["longest_silence_ms"]), (10, 10, 0))
+
+    def test_thousand_interruptions(self):
+        conversation, arguments = opus()
+        with conversation:
+            report, problems, status = call(*arguments, "--interrupt-random", "150-1800", "--repeat", 501,
+                                            str(SAMPLES / CAPITAL), str(SAMPLES / LIGHT_BULB), limit=7200)
+            self.assertEqual((status, problems), (0, ""), conversation.output[-5:])
+            time.sleep(0.2)
+            wrong = [t for t in conversation.texts() if t not in (REPLIES[CAPITAL], REPLIES[LIGHT_BULB])]
+        begins = [b - report["sent"]["clock"] for b in conversation.begins]
+        known, silent = [], []
+        for turn in report["turns"]:
+            if i := turn.get("interrupted"):
+                known.append(1000 * (min(b for b in begins if b > i["at"] - 0.05) - i["at"]))
+                silent.append(i["old_sound_ms"] - known[-1])
+        row = dict(interruptions=len(known), wrong=wrong[:5])
+        for name, values in (("voice_to_known_ms", known), ("known_to_silence_ms", silent)):
+            values.sort()
+            row[name] = [round(values[int(p * (len(values) - 1))]) for p in (0.5, 0.95, 1)]
+        FIGURES["interruptions"] = row
+        print(f"# interruptions (median, 95th percentile, longest): {row}")
+        self.assertGreaterEqual(len(known), 1000)
+        self.assertEqual(wrong, [])
+        self.assertLessEqual(row["known_to_silence_ms"][1], 120)
 
     def test_worse_networks(self):
         files = [str(SAMPLES / n) for n in (CAPITAL, LIGHT_BULB, SPELL)] * 3

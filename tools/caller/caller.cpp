@@ -63,7 +63,8 @@ GOptionContext* command_line(Arguments* a) {
        "PORT"},
       {"pcmu", 0, 0, G_OPTION_ARG_NONE, &a->pcmu, "G.711 mu-law at 8 kHz, not Opus", nullptr},
       {"srtp-key", 0, 0, G_OPTION_ARG_STRING, &a->key,
-       "SRTP both ways, AES-128 with HMAC-SHA1-80: master key and salt, 60 hexadecimal digits",
+       "SRTP both ways, AES-128 with HMAC-SHA1-80: master key and salt, 60 hexadecimal digits; the "
+       "answers must come from SSRC 2222",
        "HEX"},
       {"ssrc", 0, 0, G_OPTION_ARG_INT, &a->ssrc,
        "Of what is sent (default: random, with SRTP 1111)", "N"},
