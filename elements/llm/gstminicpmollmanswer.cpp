@@ -36,7 +36,6 @@ void LlmWorker::turn_end(EventPtr event) {
   if (GST_CLOCK_TIME_IS_VALID(speech_end)) capture_time_ = speech_end;
   const bool speculative = gst_minicpmo_event_is_speculative(event.get());
   forward(std::move(event));
-  if (speculative && take_resumed(turn_id_)) return;
   answer(speculative);
 }
 
@@ -56,7 +55,7 @@ void LlmWorker::turn_cancel(EventPtr event) {
     turn_id_ = unanswered_;
     return answer();
   }
-  const bool resume = may_resume();
+  const bool resume = may_resume(id);
   const Result<void> done = session_->cancel_turn(resume, cancel_);
   if (!done.ok()) {
     if (done.error().code != ErrorCode::kCancelled) fail(done.error());
@@ -64,26 +63,29 @@ void LlmWorker::turn_cancel(EventPtr event) {
   }
   if (!resume) return;
   last_answer_->said_from = static_cast<size_t>(*last_heard_);
-  {
-    std::lock_guard lock(mutex_);
-    ++stats_.resumed;
-  }
   run_answer(std::move(*last_answer_));
 }
 
-bool LlmWorker::may_resume() const {
-  return resume_ && last_answer_ && last_heard_ && *last_heard_ >= 0 && last_answer_->started;
+// Only what that turn itself interrupted.
+bool LlmWorker::may_resume(guint64 cancelled_turn) const {
+  std::lock_guard lock(mutex_);
+  return resume_ && interrupter_ == cancelled_turn && last_answer_ && last_heard_ &&
+         *last_heard_ >= 0 && last_answer_->started;
 }
 
 // ---------------------------------------------------------------- the answer
 
-bool LlmWorker::begin_answering(guint64 turn_id) {
+LlmWorker::Begin LlmWorker::begin_answering(const Answer& answer) {
   std::lock_guard lock(mutex_);
-  if (flushing_ || !active_) return false;
+  if (flushing_ || !active_) return Begin::kNo;
+  if (answer.turn_id < superseded_) return Begin::kSuperseded;
+  // The user has gone on since this end was guessed.
+  if (answer.speculative && std::exchange(resumed_turn_, 0) == answer.turn_id) return Begin::kNo;
   answering_ = true;
-  answering_turn_ = turn_id;
+  answering_turn_ = answer.turn_id;
   interrupted_ = false;
-  return true;
+  answer.started ? ++stats_.resumed : ++stats_.turns;
+  return Begin::kYes;
 }
 
 std::optional<int64_t> LlmWorker::end_answering() {
@@ -104,23 +106,16 @@ void LlmWorker::answer(bool speculative) {
   turn_full_ = false;
   if (!ready()) return;
   if (!session_->turn_open()) return finish_answer(answer, "empty");
-  if (is_superseded(answer.turn_id)) {
-    // The user has gone on: what comes is part of the same question.
-    unanswered_ = answer.turn_id;
-    return finish_answer(answer, "interrupted");
-  }
   unanswered_ = 0;
-  {
-    std::lock_guard lock(mutex_);
-    ++stats_.turns;
-  }
   run_answer(std::move(answer));
 }
 
 void LlmWorker::run_answer(Answer answer) {
   last_answer_.reset();
   last_heard_.reset();
-  if (!begin_answering(answer.turn_id)) return;
+  const Begin begin = begin_answering(answer);
+  if (begin == Begin::kSuperseded) return supersede(answer);
+  if (begin == Begin::kNo) return;
   {
     std::lock_guard lock(mutex_);
     answer.flushes = flushes_;
@@ -147,6 +142,14 @@ void LlmWorker::run_answer(Answer answer) {
   if (!interrupted) return;
   last_heard_ = heard;
   report_cut(*last_answer_, heard.value_or(-1));
+}
+
+// The user speaks already: what comes is part of the same question, or the answer that was to go on
+// ends where it was.
+void LlmWorker::supersede(const Answer& answer) {
+  if (answer.started) return session_->interrupt(static_cast<int64_t>(answer.said_from));
+  unanswered_ = answer.turn_id;
+  finish_answer(answer, "interrupted");
 }
 
 LlmWorker::Outcome LlmWorker::decode(Answer& answer) {

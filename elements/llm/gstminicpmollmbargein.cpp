@@ -46,13 +46,6 @@ void LlmWorker::resume_turn(guint64 turn_id) {
   if (begun) stop_answers(turn_id + 1, 0, true);
 }
 
-bool LlmWorker::take_resumed(guint64 turn_id) {
-  std::lock_guard lock(mutex_);
-  if (resumed_turn_ != turn_id) return false;
-  resumed_turn_ = 0;
-  return true;
-}
-
 bool LlmWorker::take_discard() {
   std::lock_guard lock(mutex_);
   return std::exchange(discard_, false);
@@ -69,11 +62,6 @@ void LlmWorker::reopen() {
   if (last_answer_) finish_answer(*last_answer_, "discarded");
   last_answer_.reset();
   last_heard_.reset();
-}
-
-bool LlmWorker::is_superseded(guint64 turn_id) const {
-  std::lock_guard lock(mutex_);
-  return turn_id < superseded_;
 }
 
 bool LlmWorker::is_interrupted() const {
@@ -112,6 +100,7 @@ void LlmWorker::stop_answers(guint64 before_turn, int64_t heard_bytes, bool disc
     flush_started_ = flush_started_ || flush;
     sounding_ = {};
     heard_bytes_ = heard.bytes;
+    interrupter_ = before_turn;
     if (!answering && discard) {
       reopen_ = true;
     } else if (!answering && heard.bytes >= 0 && !heard.complete) {

@@ -69,7 +69,7 @@ void LlmWorker::forget_requests() {
   reset_requested_ = false;
   cut_back_.reset();
   reopen_ = discard_ = false;
-  resumed_turn_ = 0;
+  resumed_turn_ = interrupter_ = 0;
   sounding_ = {};
   superseded_ = 0;
   eos_queued_ = false;

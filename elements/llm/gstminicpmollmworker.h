@@ -198,7 +198,8 @@ class LlmWorker {
   void turn_cancel(EventPtr event);
   void answer(bool speculative = false);
   void run_answer(Answer answer);
-  bool may_resume() const;
+  void supersede(const Answer& answer);
+  bool may_resume(guint64 cancelled_turn) const;
   Outcome decode(Answer& answer);
   std::optional<Outcome> stopped(const Answer& answer, bool said) const;
   Outcome after_error(const Error& error);
@@ -209,18 +210,17 @@ class LlmWorker {
   std::optional<Outcome> say_again(Answer& answer);
   void finish_answer(const Answer& answer, const char* finish);
   void report_cut(const Answer& answer, int64_t heard_bytes);
-  bool begin_answering(guint64 turn_id);
+  enum class Begin { kYes, kNo, kSuperseded };
+  Begin begin_answering(const Answer& answer);
   // What an interruption meanwhile said was heard; nullopt: there was none.
   std::optional<int64_t> end_answering();
 
   void stop_answers(guint64 before_turn, int64_t heard_bytes, bool discard = false);
-  bool take_resumed(guint64 turn_id);
   bool take_discard();
   void reopen();
   void push_gap();
   Heard ask_heard(const Sounding& sounding) const;
   bool is_interrupted() const;
-  bool is_superseded(guint64 turn_id) const;
   void finish_flush();
 
   void ensure_started();
@@ -255,6 +255,7 @@ class LlmWorker {
   guint64 resumed_turn_ = 0;    // a speculative end of it is void
   bool discard_ = false;        // the interruption under way
   bool reopen_ = false;         // asked for between answers
+  guint64 interrupter_ = 0;     // the turn that began into the last answer to be interrupted
   guint64 superseded_ = 0;      // turns before this one are not answered any more
   bool interrupting_ = false;   // somebody is about to start a flush of the output
   bool flush_started_ = false;  // by an interruption; the task ends it

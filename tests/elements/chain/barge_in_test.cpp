@@ -232,6 +232,22 @@ TEST_F(BargeIn, AfterACoughTheAnswerGoesOn) {
   EXPECT_EQ(call.run().answers.back(), kAnswer);
 }
 
+TEST_F(BargeIn, ACoughDoesNotBringBackWhatAnApplicationStopped) {
+  Call call;
+  call.ask(1);
+  call.listen(300 * GST_MSECOND);
+  g_signal_emit_by_name(call.llm(), "interrupt");
+  ASSERT_TRUE(call.speech().wait_for("flush-stop"));
+  call.words().clear();
+  call.barge_in(2);
+  call.speak(2, 0);
+  call.send(gst_minicpmo_event_new_turn_cancel(2));
+  call.ask(3);
+  ASSERT_TRUE(call.words().wait_for("buffer"));
+  EXPECT_EQ(call.words().all("buffer")[0].turn_id, 3u);
+  EXPECT_EQ(call.stat("resumed"), 0u);
+}
+
 TEST_F(BargeIn, WithoutResumeACoughEndsTheAnswer) {
   Call call("resume-false-interruption=false");
   call.ask(1);
