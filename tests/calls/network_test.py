@@ -72,17 +72,17 @@ class Network(unittest.TestCase):
         self.assertGreater(row["lost"], row["sent"] / 5)
 
     def test_bursts(self):
-        self.converse("60 ms lost every 2 s", "--burst", "3/2")
+        self.converse("60 ms lost every 2 s", "--burst", "3/2", items=(CAPITAL, LIGHT_BULB))
 
     def test_jitter_reordered_and_doubled_packets(self):
         self.converse("jitter 100 ms, 40 % reordered, 40 % doubled", "--jitter", 100, "--reorder", 40, "--duplicate", 40)
 
     def test_wrap_and_new_sources(self):
-        # The first and the second answer are to come from the new source's questions, the third wraps.
+        # Both numbers wrap in the first question; the second and the third come from new sources.
         self.converse("wrap, new sources", "--wrap", "--new-source", 3, "--new-source", 9)
 
     def test_junk(self):
-        self.converse("1000 packets of junk a second", "--junk", 1000)
+        self.converse("1000 packets of junk a second", "--junk", 1000, items=(CAPITAL, LIGHT_BULB))
 
     def test_blackout(self):
         # Right after the first answer nothing comes for 5 s, in the middle of a cough; the next question begins a second later.
