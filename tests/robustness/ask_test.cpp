@@ -20,7 +20,7 @@ struct Output {
 };
 
 Output run(const std::string& shell) {
-  std::string line = "timeout 20 bash -c '" + shell + "'";
+  std::string line = "timeout 60 bash -c '" + shell + "'";
   gchar *out = nullptr, *err = nullptr;
   gint status = 0;
   Output result;
@@ -196,6 +196,19 @@ TEST_F(Ask, PartsOfTheTimeToFirstSoundAddUp) {
     EXPECT_GT(turn["context"].get<int>(), 0);
     EXPECT_FALSE(turn.contains("gpu_ms"));  // on a CPU
   }
+}
+
+// The silence after the last word is a part of the time to the first sound, too.
+TEST_F(Ask, TurnsEndWithSilence) {
+  const Output output =
+      run(std::string(ASK) + " --device=cpu --json --rtp --turns --max-codes=30 " + kQuestion);
+  ASSERT_EQ(output.status, 0) << output.err;
+  const auto turn = nlohmann::json::parse(output.out).at(0);
+  double sum = 0;
+  for (const double part : turn["parts_ms"]) sum += part;
+  EXPECT_NEAR(sum, turn["ttfb_ms"].get<double>(), 0.01);
+  EXPECT_GE(turn["parts_ms"]["hang_over"].get<double>(), 480);
+  EXPECT_EQ(turn["text"], "The capital of Norway is Oslo.");
 }
 
 TEST_F(Ask, EmptySound) {

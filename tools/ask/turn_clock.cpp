@@ -42,7 +42,6 @@ nlohmann::json parts(const Turn& turn) {
                           {"speech", milliseconds(turn.text_in, turn.codes)},
                           {"vocoder", milliseconds(turn.codes, turn.chunks[0].ready)}};
   if (turn.decided != 0) parts["hang_over"] = milliseconds(turn.question_end, turn.decided);
-  if (turn.packet != 0) parts["packet"] = milliseconds(turn.chunks[0].ready, turn.packet);
   return parts;
 }
 
