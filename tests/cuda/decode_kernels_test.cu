@@ -392,6 +392,17 @@ void run_small(bool quick) {
   }
 }
 
+// racecheck follows every access to shared memory: a kernel takes it a second.
+void run_race() {
+  for (const bool overlap : {true, false}) {
+    RandomModel a(make_shape(256, 1, 4, 2, 64, 768), 1001, 256, true, 1e6, 1);
+    test_kernels("small, groups of 2", a, causal({70}), overlap);
+    RandomModel d(make_shape(256, 1, 4, 4, 64, 512), 1000, 512, false, 1e4, 3);
+    test_kernels("masked", d, {{351, 22, 303}}, overlap);
+  }
+  test_sampling(10);
+}
+
 void run_large() {
   {
     RandomModel model(llm_shape(2), 5000, 4608, true, 1e6, 11);
@@ -408,8 +419,12 @@ void run_large() {
 int main(int argc, char** argv) {
   using namespace minicpmo::cuda::test;
   if (no_device()) return 77;
-  // all (default), small (for compute-sanitizer), quick (for the emulation)
+  // all (default), small (for memcheck), race (for racecheck), quick (for the emulation)
   const std::string size = argc > 1 ? argv[1] : "all";
+  if (size == "race") {
+    run_race();
+    return report();
+  }
   const bool quick = size == "quick", large = size == "all";
   run_small(quick);
   test_sampling(quick ? 210 : large ? 3000 : 300);

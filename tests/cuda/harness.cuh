@@ -25,6 +25,7 @@ inline void check(cudaError_t error, const char* what, int line) {
 
 // True, with a line that says so, where there is no CUDA device: the program then ends with 77.
 inline bool no_device() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // how far it came, even if it is killed
   int devices = 0;
   if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0) return false;
   std::printf("no CUDA device: skipped\n");

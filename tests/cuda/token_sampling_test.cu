@@ -1,5 +1,5 @@
 // Checks the drawing of tokens on the device against the host's choice (llm/token_choice.h).
-// Usage: token_sampling_test [quick]. Exits with 77 (skipped) where there is no CUDA device.
+// Usage: token_sampling_test [quick | race]. Exits with 77 (skipped) where there is no CUDA device.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -204,7 +204,12 @@ void test_no_logits(int vocabulary) {
 int main(int argc, char** argv) {
   using namespace minicpmo::cuda::test;
   if (no_device()) return 77;
-  const bool quick = argc > 1 && std::string(argv[1]) == "quick";
+  const std::string size = argc > 1 ? argv[1] : "all";
+  if (size == "race") {  // racecheck follows every access to shared memory: a draw takes it a second
+    test_random(1100, 2 * kKinds, 4);
+    return report();
+  }
+  const bool quick = size == "quick";
   test_random(151700, quick ? 2 : 400, 1);
   test_random(5003, quick ? 32 : 1500, 2);
   test_random(262144, quick ? 0 : 24, 3);

@@ -5,6 +5,7 @@ is not counted. Typed questions are those of the public text benchmark of MiniCP
 spoken ones are WAV files at the pace of speech. The typed ones are one conversation, as in that benchmark; each spoken one is its own.
 
     first_turn_ms   ttfb_ms of the question that is not counted (the elements only)
+    first_to_tenth  with --same: first_turn_ms / ttfb_ms of the tenth
     ttfb_ms         the question handed in (typed: all of it; spoken: its last sample) -> the first samples on the host
     first_word_ms   -> the first text;    first_packet_ms   -> the first RTP packet of Opus
     rtf             time to the last samples / seconds of speech
@@ -78,7 +79,8 @@ def common(options: argparse.Namespace) -> list[str]:
 
 
 def asked(options: argparse.Namespace) -> list[str]:
-    return options.questions if options.spoken else [part for text in TYPED for part in ("--text", text)]
+    texts = TYPED[1:2] * 10 if options.same else TYPED
+    return options.questions if options.spoken else [part for text in texts for part in ("--text", text)]
 
 
 def elements(options: argparse.Namespace) -> list[dict]:
@@ -88,6 +90,8 @@ def elements(options: argparse.Namespace) -> list[dict]:
     turns = json.loads(output([*command, *asked(options)], options, threads))
     if len(turns) > 1:
         turns[1]["first_turn_ms"] = turns[0]["ttfb_ms"]
+    if options.same:
+        turns[-1]["first_to_tenth"] = turns[0]["ttfb_ms"] / turns[-1]["ttfb_ms"]
     for turn in turns[1:]:  # the first one loads the model for all
         if options.separate or options.spoken:
             turn["session_ms"] = turn["load_ms"]
@@ -193,6 +197,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--other-processes", type=int, help="of each other program (default: as many)")
     parser.add_argument("--spoken", action="store_true", help="ask aloud")
     parser.add_argument("--separate", action="store_true", help="each typed question in a conversation of its own (elements)")
+    parser.add_argument("--same", action="store_true", help="the same typed question ten times; with --separate")
     for name in ("model", "device", "precision", "max-codes", "max-new-tokens"):
         parser.add_argument("--" + name, help="as of minicpmo-ask")
     parser.add_argument("--threads", type=int, help="of torch on the CPU, in each program (default: its own choice)")
@@ -208,6 +213,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--reference needs --spoken")
     if options.baseline and options.separate:
         parser.error("--separate is for the elements alone")
+    if options.same and not options.separate:
+        parser.error("--same needs --separate: a longer context takes longer")
     return options
 
 

@@ -4,7 +4,7 @@ import random
 import statistics
 
 # What is summarised, and how it is shown: (key, unit, digits). The parts of the time to the first sound follow.
-COLUMNS = [("ttfb_ms", "ms", 1), ("first_turn_ms", "ms", 1), ("first_word_ms", "ms", 1), ("first_packet_ms", "ms", 1),
+COLUMNS = [("ttfb_ms", "ms", 1), ("first_turn_ms", "ms", 1), ("first_to_tenth", "", 3), ("first_word_ms", "ms", 1), ("first_packet_ms", "ms", 1),
            ("rtf", "", 3),
            ("steady_rtf", "", 3), ("worst_chunk", "", 3), ("underrun_ms", "ms", 1), ("token_ms", "ms", 2)]
 PARTS = ("encode", "prefill", "decode", "speech", "vocoder")
