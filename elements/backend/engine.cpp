@@ -18,6 +18,7 @@
 #include "backend/device.h"
 #include "backend/log.h"
 #include "backend/model_check.h"
+#include "backend/rehearsal.h"
 #include "engine/checkpoint.h"
 #include "engine/config.h"
 #include "engine/paths.h"
@@ -277,7 +278,9 @@ Result<std::unique_ptr<AudioEncoder>> TorchEngine::new_audio_encoder() {
   auto weights = audio_.get();
   if (!weights) return not_loaded("audio encoder");
   return make_session("audio encoder", device_, [&]() -> Result<std::unique_ptr<AudioEncoder>> {
-    return minicpmo::new_audio_encoder(weights);
+    ASSIGN_OR_RETURN(auto session, minicpmo::new_audio_encoder(weights));
+    if (device_.is_cuda()) RETURN_IF_ERROR(rehearse(*session, info_));
+    return session;
   });
 }
 
@@ -286,7 +289,9 @@ Result<std::unique_ptr<LanguageModel>> TorchEngine::new_language_model(
   auto weights = language_.get();
   if (!weights) return not_loaded("language model");
   return make_session("language model", device_, [&]() -> Result<std::unique_ptr<LanguageModel>> {
-    return minicpmo::new_language_model(weights, options);
+    ASSIGN_OR_RETURN(auto session, minicpmo::new_language_model(weights, options));
+    if (device_.is_cuda()) RETURN_IF_ERROR(rehearse(*session, info_));
+    return session;
   });
 }
 
@@ -294,7 +299,9 @@ Result<std::unique_ptr<SpeechModel>> TorchEngine::new_speech_model() {
   auto weights = speech_.get();
   if (!weights) return not_loaded("speech model");
   return make_session("speech model", device_, [&]() -> Result<std::unique_ptr<SpeechModel>> {
-    return minicpmo::new_speech_model(weights);
+    auto session = minicpmo::new_speech_model(weights);
+    if (device_.is_cuda()) RETURN_IF_ERROR(rehearse(*session, info_));
+    return session;
   });
 }
 
@@ -302,7 +309,9 @@ Result<std::unique_ptr<Vocoder>> TorchEngine::new_vocoder(const VocoderOptions& 
   auto weights = vocoder_.get();
   if (!weights) return not_loaded("vocoder");
   return make_session("vocoder", device_, [&]() -> Result<std::unique_ptr<Vocoder>> {
-    return minicpmo::new_vocoder(weights, options);
+    ASSIGN_OR_RETURN(auto session, minicpmo::new_vocoder(weights, options));
+    if (device_.is_cuda()) RETURN_IF_ERROR(rehearse(*session));
+    return session;
   });
 }
 

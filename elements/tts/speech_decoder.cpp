@@ -187,9 +187,15 @@ std::unique_ptr<cuda::SpeechRunner> SpeechDecoder::make_runner(const StageStream
 
 void SpeechDecoder::set_speaker(const at::Tensor& speaker) {
   const SpeechModelWeights& w = *weights_;
+  // One row. On a GPU without cuBLAS, of which torch sets up a handle in every thread that asks.
+  const auto linear = [&](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+    if (!w.device.is_cuda()) return at::linear(x, weight, bias);
+    const at::Tensor products = weight.to(at::kFloat) * x.to(at::kFloat);
+    return at::sum(products, at::IntArrayRef{1}).add_(bias).unsqueeze(0);
+  };
   const at::Tensor hidden =
-      at::relu(at::linear(speaker.to(w.device.options()), w.projector1_weight, w.projector1_bias));
-  const at::Tensor projected = at::linear(hidden, w.projector2_weight, w.projector2_bias);
+      at::relu(linear(speaker.to(w.device.options()), w.projector1_weight, w.projector1_bias));
+  const at::Tensor projected = linear(hidden, w.projector2_weight, w.projector2_bias);
   const at::Tensor length = at::linalg_vector_norm(projected, 2, at::IntArrayRef{-1}, true);
   speaker_.copy_(projected / length.clamp_min(1e-12));
 }

@@ -109,7 +109,7 @@ void bench_tokens(Timer& timer) {
   s.penalised = kPenalised;
   s.penalty = 1.05F;
   const auto measure = [&](const char* what) {
-    const auto reset = [&] { CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice)); };
+    const auto reset = [&] { to_device(state, std::vector{s}); };
     std::printf("token from %d logits, %-28s %7.1f us\n", kVocabulary, what,
                 timer.median(15, 1, reset, graph) / kDraws);
   };
@@ -171,7 +171,7 @@ void bench_tts(Timer& timer) {
         s.text_end = 302;
         s.limit = s.min_steps = kMaxCallCodes;
         s.decode = {context, speech_visible_front(s, context), 303};
-        CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice));
+        to_device(state, std::vector{s});
         to_device(fused.x(), std::vector<float>(model.shape.hidden, 0.5F));
       };
       const double bytes = model.step_bytes() + (context - 200) * model.row_bytes();
@@ -188,7 +188,7 @@ void bench_tts(Timer& timer) {
       for (float& t : s.temperature) t = 0.2F;
       s.limit = s.min_steps = kMaxCallCodes;
       s.decode = {1000, 12, 303};
-      CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice));
+      to_device(state, std::vector{s});
     };
     std::printf("    draw of the codes: %.1f us\n", timer.median(15, 1, reset, draw) / 20);
   }

@@ -51,6 +51,8 @@ std::vector<T> to_host(const T* device, size_t count) {
 template <typename T>
 void to_device(T* device, const std::vector<T>& host) {
   CHECK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  // It returns before the copy has arrived, and streams of one's own do not wait for it.
+  CHECK(cudaDeviceSynchronize());
 }
 
 struct OwnStream {

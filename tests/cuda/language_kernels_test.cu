@@ -1,6 +1,6 @@
 // Checks the prefill and the bursts of the language model's runner: prefill against one step after
 // the other, bursts against the host's choice from the same logits, graphs against single launches.
-// Usage: language_kernels_test [quick | bench]. With no argument it ends with timings at full size,
+// Usage: language_kernels_test [quick | race | bench]. With no argument it ends with timings at full size,
 // which say nothing about the words: the weights are random. Exits with 77 (skipped) where there is
 // no CUDA device.
 #include <algorithm>
@@ -40,6 +40,7 @@ struct Model {
       CHECK(cudaMemset(w.keys, 0, random.cache_size() * 2));
       CHECK(cudaMemset(w.values, 0, random.cache_size() * 2));
     }
+    CHECK(cudaDeviceSynchronize());  // streams of one's own do not wait for it
   }
   // Keys and values of rows [begin, end), all layers.
   std::vector<uint16_t> rows(int begin, int end) const {
@@ -83,7 +84,7 @@ std::vector<float> stepped(Model& model, const std::vector<uint16_t>& x, int cou
   const std::vector<float> input = widened(x);
   for (int i = 0; i < count; ++i) {
     const DecodeState s{i, 0, 0};
-    CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice));
+    to_device(state, std::vector{s});
     to_device(step.x(),
               std::vector<float>(input.begin() + i * hidden, input.begin() + (i + 1) * hidden));
     CHECK(step.step(state, cudaStreamPerThread));
@@ -176,7 +177,7 @@ void test_bucket(const DecoderShape& shape) {
   CHECK(cudaMalloc(&state, sizeof *state));
   const auto run = [&](int begin, int rows) {
     const PrefillState s{begin, rows};
-    CHECK(cudaMemcpy(state, &s, sizeof s, cudaMemcpyHostToDevice));
+    to_device(state, std::vector{s});
     CHECK(bucket.prefill.load(x + begin * hidden, kRows));
     CHECK(bucket.prefill.run(state, kRows, kKeys));
     own.wait();
@@ -469,6 +470,12 @@ int main(int argc, char** argv) {
   using namespace minicpmo::cuda::test;
   if (no_device()) return 77;
   const std::string what = argc > 1 ? argv[1] : "all";
+  if (what == "race") {  // racecheck follows every access to shared memory
+    const auto small = make_shape(256, 1, 4, 2, 64, 768);
+    test_prefill("small, groups of 2", small, 96, 11);
+    test_bucket(small);
+    return report();
+  }
   if (what != "bench") run_tests(what == "quick");
   if (what != "quick") run_bench();
   return report();

@@ -90,6 +90,7 @@ class RandomModel {
   uint16_t* random(size_t count, float middle, float spread) {
     auto* const out = static_cast<uint16_t*>(allocate(count * 2));
     start(fill_random, 1024, 256, out, count, ++seed_, middle, spread);
+    CHECK(cudaDeviceSynchronize());  // streams of one's own do not wait for it
     return out;
   }
   // Outputs have about the variance of the inputs, times gain squared.

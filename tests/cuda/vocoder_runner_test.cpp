@@ -85,6 +85,17 @@ TEST_F(VocoderRunnerTest, StreamsEqualTheCpu) {
   EXPECT_LE(coarse, 0.03);  // as on the CPU
 }
 
+// For racecheck, which takes seconds for each window.
+TEST_F(VocoderRunnerTest, TwoWindows) {
+  const ModelPtr model = load_small(device_), cpu = load_small(at::kFloat);
+  const StageStream stream(device_, true);
+  const auto runner = make_runner(*model, stream, false);
+  for (const int64_t rows : {3, 29}) {
+    const auto codes = some_codes(rows);
+    EXPECT_LE(difference(runner_window(*model, *runner, codes), aten_window(*cpu, codes)), 1e-4);
+  }
+}
+
 TEST_F(VocoderRunnerTest, GraphEqualsEager) {
   const ModelPtr model = load_full(device_);
   const StageStream stream(device_, true);
