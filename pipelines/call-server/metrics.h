@@ -1,0 +1,35 @@
+// Counters for Prometheus. Thread-safe.
+#pragma once
+
+#include <memory>
+#include <string>
+
+namespace minicpmo::call_server {
+
+class Metrics {
+ public:
+  Metrics();
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+
+  // minicpmo_calls (gauge), minicpmo_calls_total{end="..."}: why a call ended, a word: "client",
+  // "idle", "unconnected", "too-long", "failed", "drained".
+  void call_began();
+  void call_ended(const std::string& end, double seconds);
+  // minicpmo_offers_refused_total{reason="..."}: "token", "origin", "rate", "full", "draining",
+  // "offer".
+  void offer_refused(const std::string& reason);
+  // minicpmo_turns_total, minicpmo_turns_interrupted_total, minicpmo_response_seconds (histogram:
+  // from the end of a turn as minicpmoturn decides it to the answer's first sound).
+  void turn(bool interrupted);
+  void response(double seconds);
+  // The exposition format, text/plain; version=0.0.4.
+  std::string text() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace minicpmo::call_server
