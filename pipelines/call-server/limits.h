@@ -11,7 +11,8 @@
 namespace minicpmo::call_server {
 
 // So many events in so many seconds for each address, refilled evenly (token bucket). Remembers at
-// most `max_addresses`; when they are all in use, new ones are refused.
+// most `max_addresses`; when they are all in use, new ones are refused. IPv6 addresses of one /64
+// count as one: that is what one host gets, and it may use a new one for every event.
 class RateLimit {
  public:
   RateLimit(double events, double seconds, size_t max_addresses = 10000);
@@ -24,7 +25,7 @@ class RateLimit {
     double tokens;
     double at;
   };
-  void forget_full_ones(double now);
+  double forget_full_ones(double now);
   double events_, per_second_;
   size_t max_addresses_;
   std::unordered_map<std::string, Bucket> buckets_;
@@ -38,5 +39,13 @@ bool authorized(std::string_view authorization, std::string_view token);
 // allows all), or is the server itself (`host`, header Host). No origin: not a browser, allowed.
 bool origin_allowed(std::string_view origin, std::string_view host,
                     const std::vector<std::string>& allowed);
+
+// Whether `origin` is one as browsers send it: scheme://host, and maybe :port.
+bool is_origin(std::string_view origin);
+
+// Whether `host` (header Host) is localhost or a loopback address. A server on loopback that wants
+// no token must refuse any other name: a page of evil.example whose address changes to 127.0.0.1
+// would be of the same origin (DNS rebinding).
+bool names_loopback(std::string_view host);
 
 }  // namespace minicpmo::call_server
