@@ -14,11 +14,12 @@ class Metrics {
   Metrics& operator=(const Metrics&) = delete;
 
   // minicpmo_calls (gauge), minicpmo_calls_total{end="..."}: why a call ended, a word: "client",
-  // "idle", "unconnected", "too-long", "failed", "drained".
+  // "idle", "unconnected", "too-long", "failed", "drained"; others count as "other".
+  // minicpmo_call_seconds (histogram): how long it lasted.
   void call_began();
   void call_ended(const std::string& end, double seconds);
   // minicpmo_offers_refused_total{reason="..."}: "token", "origin", "rate", "full", "draining",
-  // "offer".
+  // "offer"; others count as "other".
   void offer_refused(const std::string& reason);
   // minicpmo_turns_total, minicpmo_turns_interrupted_total, minicpmo_response_seconds (histogram:
   // from the end of a turn as minicpmoturn decides it to the answer's first sound).

@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <regex>
 
-#include "limits.h"
+#include "admission.h"
 
 namespace minicpmo::call_server {
 

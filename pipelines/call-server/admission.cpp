@@ -1,4 +1,4 @@
-#include "limits.h"
+#include "admission.h"
 
 #include <arpa/inet.h>
 #include <glib.h>
