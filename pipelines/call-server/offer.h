@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "common/result.h"
 
@@ -13,6 +14,9 @@ struct Offer {
   int audio_sections = 0;
   int opus_payload = -1;  // of the first audio section
   std::string audio_mid;
+  // Of the certificate that the client will show, "sha-256 AB:...": SHA-256 or longer, at least
+  // one.
+  std::vector<std::string> fingerprints;
 };
 
 constexpr size_t kMaxOfferBytes = 64 * 1024;
