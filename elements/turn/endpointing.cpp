@@ -25,6 +25,12 @@ std::vector<Decision> Endpointing::end_now() {
   return out;
 }
 
+std::vector<Decision> Endpointing::cancel_now() {
+  Decisions out;
+  if (in_turn_) close(Decision::Kind::kCancel, EndReason::kRequest, 0, out);
+  return out;
+}
+
 std::vector<Decision> Endpointing::finish() {
   Decisions out;
   if (in_turn_) end(EndReason::kStream, 0, out);
@@ -109,6 +115,10 @@ void Endpointing::end(EndReason reason, float probability, Decisions& out) {
   } else {
     interrupt(out, probability);
   }
+  close(kind, reason, probability, out);
+}
+
+void Endpointing::close(Decision::Kind kind, EndReason reason, float probability, Decisions& out) {
   out.push_back({kind, position_, 0, last_voiced_end_, probability, reason});
   in_turn_ = false;
   floor_ = speculative_ ? speculative_at_ : position_;

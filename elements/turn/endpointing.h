@@ -36,7 +36,7 @@ struct EndpointingSettings {
 enum class EndReason {
   kSilence,
   kMaxTurn,
-  kRequest,  // end_now(): a button
+  kRequest,  // end_now(), cancel_now(): a button
   kStream,   // finish(): the stream ends
 };
 
@@ -70,6 +70,8 @@ class Endpointing {
   // end no turn starts until one window was not voiced.
   std::vector<Decision> start_now();
   std::vector<Decision> end_now();
+  // As end_now(), but the turn is cancelled whatever was heard.
+  std::vector<Decision> cancel_now();
   // The stream ends here: so does an open turn, and what follows is another stream.
   std::vector<Decision> finish();
   // Samples that were heard and are no whole window.
@@ -92,6 +94,7 @@ class Endpointing {
   void start(uint64_t speech, float probability, Decisions& out);
   void interrupt(Decisions& out, float probability);
   void end(EndReason reason, float probability, Decisions& out);
+  void close(Decision::Kind kind, EndReason reason, float probability, Decisions& out);
   uint64_t padded(uint64_t position) const;
 
   EndpointingSettings settings_;

@@ -74,7 +74,7 @@ struct _GstMiniCpmoTurn {
   TurnGate* gate;
 };
 
-enum { SIGNAL_START_TURN, SIGNAL_END_TURN, SIGNAL_COUNT };
+enum { SIGNAL_START_TURN, SIGNAL_END_TURN, SIGNAL_CANCEL_TURN, SIGNAL_COUNT };
 static guint signals[SIGNAL_COUNT];
 
 #define PCM_CAPS                                                          \
@@ -198,6 +198,10 @@ static void end_turn(GstMiniCpmoTurn* self) {
   self->gate->request_end();
 }
 
+static void cancel_turn(GstMiniCpmoTurn* self) {
+  self->gate->request_cancel();
+}
+
 // ---- Class ------------------------------------------------------------------
 
 static void finalize(GObject* object) {
@@ -234,6 +238,12 @@ static void gst_minicpmo_turn_class_init(GstMiniCpmoTurnClass* klass) {
    * was a pause.
    */
   signals[SIGNAL_END_TURN] = new_action(klass, "end-turn", G_CALLBACK(end_turn));
+  /**
+   * GstMiniCpmoTurn::cancel-turn:
+   *
+   * Throws the turn away, as if nothing had been said: no answer, and what it interrupted may go on.
+   */
+  signals[SIGNAL_CANCEL_TURN] = new_action(klass, "cancel-turn", G_CALLBACK(cancel_turn));
   gst_type_mark_as_plugin_api(GST_TYPE_MINICPMO_TURN_MODE, static_cast<GstPluginAPIFlags>(0));
   gst_element_class_add_static_pad_template(element_class, &sink_template);
   gst_element_class_add_static_pad_template(element_class, &src_template);

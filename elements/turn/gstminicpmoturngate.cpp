@@ -383,6 +383,9 @@ GstFlowReturn TurnGate::apply_requests() {
     } else if (request == Request::kEnd && output_.in_turn()) {
       skip_rest();
       flow = act(endpointing_.end_now());
+    } else if (request == Request::kCancel && output_.in_turn()) {
+      skip_rest();
+      flow = act(endpointing_.cancel_now());
     }
     if (flow == GST_FLOW_OK) flow = follow();
     if (flow != GST_FLOW_OK) break;

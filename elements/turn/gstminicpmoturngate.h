@@ -51,6 +51,7 @@ class TurnGate {
   // Take effect with the next audio.
   void request_start() { request(Request::kStart); }
   void request_end() { request(Request::kEnd); }
+  void request_cancel() { request(Request::kCancel); }
   TurnSettings settings() const;
   void set_settings(const TurnSettings& settings);
   const TurnStats& stats() const { return stats_; }
@@ -58,7 +59,7 @@ class TurnGate {
   static GstClockTime latency(const TurnSettings& settings);
 
  private:
-  enum class Request { kStart, kEnd };
+  enum class Request { kStart, kEnd, kCancel };
 
   void request(Request request);
   // Input.

@@ -295,6 +295,15 @@ TEST_F(PushToTalk, TheButtonMakesTheTurn) {
   EXPECT_EQ(told("minicpmo/turn-end", "duration"), std::vector<guint64>{34 * kWindowTime});
 }
 
+TEST_F(PushToTalk, ATurnMayBeThrownAway) {
+  press();
+  play("....");
+  g_signal_emit_by_name(h_->element(), "cancel-turn");
+  play("..");
+  EXPECT_EQ(story(), (Names{"interrupt 1", "turn-start 1", "audio 0-128 discont", "turn-cancel 1"}));
+  EXPECT_EQ(stat("cancelled"), 1u);
+}
+
 TEST_F(PushToTalk, UsesNoNetwork) {
   press();
   play("####");

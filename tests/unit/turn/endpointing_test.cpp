@@ -258,6 +258,15 @@ TEST_F(EndpointingTest, AButtonEndsEvenAShortTurn) {
   EXPECT_EQ(names(endpointing_.end_now()), Names{"end@2 speech 2 request"});
 }
 
+TEST_F(EndpointingTest, ATurnMayBeThrownAwayWhateverWasHeard) {
+  set(windows());
+  EXPECT_EQ(names(endpointing_.cancel_now()), Names{});
+  hear("####");
+  EXPECT_EQ(names(endpointing_.cancel_now()), Names{"cancel@4 speech 4 request"});
+  EXPECT_FALSE(endpointing_.in_turn());
+  EXPECT_EQ(hear("##"), Names{});  // the rest of the word
+}
+
 TEST_F(EndpointingTest, AButtonWithoutSpeechEndsBySilence) {
   EndpointingSettings settings = windows();
   settings.min_turn_speech = kWindow;
