@@ -87,7 +87,7 @@ class Call {
     if (response.status == 401) throw new Trouble("The token is missing or wrong. Type it above, then call again.");
     if (response.status == 503) throw new Trouble(`The server takes no more calls at the moment. ${again}`);
     if (response.status == 429) throw new Trouble(`Too many calls from here. ${again}`);
-    throw new Trouble(`The server refused the call (${response.status}): ${body.slice(0, 300)}`);
+    throw new Trouble(`The server refused the call: ${error_message(body) ?? response.statusText}`);
   }
 
   authorization() {
@@ -118,6 +118,14 @@ class Call {
     this.stream?.getTracks().forEach((track) => track.stop());
     this.pc?.close();
     this.onend(state, notice);
+  }
+}
+
+function error_message(body) {
+  try {
+    return JSON.parse(body).error.message;
+  } catch {
+    return null;
   }
 }
 
@@ -159,6 +167,11 @@ function draw_caption({who, text, interrupted, unheard, note, latency, item}) {
   if (unheard) item.append(" ", span("unheard", unheard, "s"));
   if (latency?.words !== undefined || latency?.sound !== undefined) item.append(waterfall(latency));
   if (at_end) page.captions.scrollTop = page.captions.scrollHeight;
+}
+
+function note_caption(caption, note) {
+  caption.note = note;
+  draw_caption(caption);
 }
 
 // From the end of the user's turn to the first words, and on to the sound.
@@ -225,22 +238,18 @@ function words(event) {
   draw_caption(answer.caption);
 }
 
-function cut(event, heard) {
+function interrupted(event) {
   const caption = answer_of(event)?.caption;
   if (!caption) return;
-  if (heard !== undefined && caption.text.startsWith(heard)) {
-    caption.unheard = caption.text.slice(heard.length).trim();
-    caption.text = heard;
-  }
   caption.interrupted = true;
-  caption.note = "— interrupted";
-  draw_caption(caption);
+  note_caption(caption, "— interrupted");
 }
 
 const EVENTS = {
   "input_audio_buffer.speech_started"({item_id, audio_start_ms}) {
     talk.hearing = true;
-    talk.turns.set(item_id, {from: audio_start_ms, caption: add_caption("user", "speaks…")});
+    talk.turn = {from: audio_start_ms, caption: add_caption("user", "speaks…"), committed: false};
+    talk.turns.set(item_id, talk.turn);
   },
   "input_audio_buffer.speech_stopped"({item_id, audio_end_ms}) {
     turn_over();
@@ -249,11 +258,18 @@ const EVENTS = {
     turn.caption.text = `spoke ${((audio_end_ms - turn.from) / 1000).toFixed(1)} s`;
     draw_caption(turn.caption);
   },
+  "input_audio_buffer.committed"({item_id}) {
+    const turn = talk.turns.get(item_id);
+    if (turn) turn.committed = true;
+  },
+  // A cough; or what push-to-talk begins with.
   "input_audio_buffer.cleared"() {
-    talk.hearing = talk.thinking = false;
+    talk.hearing = talk.held;
+    talk.thinking = talk.responding;
+    if (talk.turn && !talk.turn.committed) note_caption(talk.turn.caption, "— no speech");
   },
   "response.created"(event) {
-    talk.thinking = true;
+    talk.thinking = talk.responding = true;
     talk.latest = event.response.id;
     talk.answers.set(event.response.id, {caption: null, latency: {}, turn_end: talk.turn_end});
     talk.turn_end = null;
@@ -272,19 +288,28 @@ const EVENTS = {
   },
   "output_audio_buffer.cleared"(event) {
     talk.sounding = false;
-    cut(event);
+    interrupted(event);
   },
   "conversation.item.truncated"(event) {
-    cut(event);
+    interrupted(event);
+    call.send({type: "conversation.item.retrieve", item_id: event.item_id});
+  },
+  // What of an interrupted answer was heard.
+  "conversation.item.retrieved"({item}) {
+    const caption = talk.answers_by_item.get(item.id)?.caption, heard = item.content?.[0]?.transcript;
+    if (!caption?.interrupted || heard === undefined || !caption.text.startsWith(heard)) return;
+    caption.unheard = caption.text.slice(heard.length).trim();
+    caption.text = heard.trim();
+    draw_caption(caption);
   },
   "response.done"(event) {
-    const {id, status, status_details, output} = event.response;
-    if (id == talk.latest) talk.thinking = false;
-    const content = output?.[0]?.content?.[0];
-    if (status == "cancelled") cut(event, content?.transcript ?? content?.text);
+    const {id, status, status_details} = event.response;
+    if (id == talk.latest) talk.thinking = talk.responding = false;
+    if (status == "cancelled") interrupted(event);
     if (status == "failed") notice(`The answer failed: ${status_details?.error?.message ?? status_details?.error?.code ?? "no reason given"}`);
   },
   "error"({error}) {
+    talk.thinking = talk.responding;
     notice(error.message);
   },
 };
@@ -315,7 +340,8 @@ function hold() {
   if (!talk || talk.held || call.muted || !page["push-to-talk"].checked) return;
   talk.held = talk.hearing = true;
   page.talk.dataset.held = "";
-  if (talk.sounding || talk.thinking) call.send({type: "response.cancel"});
+  if (talk.responding) call.send({type: "response.cancel"});
+  if (talk.sounding) call.send({type: "output_audio_buffer.clear"});
   call.send({type: "input_audio_buffer.clear"});
   talk.pressed = performance.now();
   microphone_on(true);
@@ -382,8 +408,8 @@ function start() {
   if (config.token_required) sessionStorage.setItem("token", page.token.value);
   audio ??= new AudioContext();
   audio.resume();
-  talk = {hearing: false, thinking: false, sounding: false, held: false, latest: null, turn_end: null,
-          turns: new Map(), answers: new Map(), answers_by_item: new Map()};
+  talk = {hearing: false, thinking: false, responding: false, sounding: false, held: false, latest: null, turn_end: null,
+          turn: null, turns: new Map(), answers: new Map(), answers_by_item: new Map()};
   call = new Call(config, page.token.value, audio, {
     onopen() {
       typing(true);
@@ -416,8 +442,7 @@ function ended(state, text) {
     page[`${side}-level`].value = 0;
   }
   for (const {caption} of talk.turns.values()) {
-    if (caption.text == "speaks…") caption.note = "— not answered";
-    draw_caption(caption);
+    if (caption.text == "speaks…") note_caption(caption, "— not answered");
   }
   call = talk = remote = page.sound.srcObject = null;
   typing(false);
