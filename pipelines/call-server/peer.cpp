@@ -1,0 +1,416 @@
+#include "peer.h"
+
+#include <gst/sdp/sdp.h>
+
+#include <thread>
+
+#include "common/gstminicpmoturn.h"
+#include "main_thread.h"
+
+namespace minicpmo::call_server {
+namespace {
+
+// The queues bound what waits: an answer is made a second ahead of its time at most. The answer is
+// mixed into silence, so that packets never stop: an interruption flushes the mixer's pad and goes
+// no further.
+constexpr const char* kPipeline = R"(
+  webrtcbin name=rtc bundle-policy=max-bundle latency=60
+  rtpopusdepay name=depay ! opusdec plc=true use-inband-fec=true ! audioconvert ! audioresample
+    ! minicpmoturn name=turn
+    ! queue max-size-time=5000000000 max-size-buffers=0 max-size-bytes=0
+    ! minicpmobin name=model timestamp-mode=arrival
+    ! queue name=answer max-size-time=1000000000 max-size-buffers=0 max-size-bytes=0 ! mixer.
+  model.text ! queue ! fakesink name=words sync=false async=false
+  audiotestsrc is-live=true wave=silence samplesperbuffer=240
+    ! audio/x-raw,format=F32LE,rate=24000,channels=1 ! audiomixer name=mixer
+    ! audioconvert ! audioresample
+    ! opusenc audio-type=voice frame-size=20 bitrate=32000 inband-fec=true packet-loss-percentage=5
+    ! rtpopuspay pt=%d ! application/x-rtp,media=audio,encoding-name=OPUS,payload=%d ! rtc.
+)";
+
+using WeakPeer = std::weak_ptr<Peer>;
+
+void forget(gpointer data) {
+  delete static_cast<WeakPeer*>(data);
+}
+
+void forget_closure(gpointer data, GClosure*) {
+  forget(data);
+}
+
+template <typename Callback>
+void connect(gpointer object, const char* signal, Callback callback, const WeakPeer& peer) {
+  g_signal_connect_data(object, signal, G_CALLBACK(callback), new WeakPeer(peer), forget_closure,
+                        static_cast<GConnectFlags>(0));
+}
+
+std::shared_ptr<Peer> lock(gpointer data) {
+  return static_cast<WeakPeer*>(data)->lock();
+}
+
+struct SdpFree {
+  void operator()(GstWebRTCSessionDescription* d) const { gst_webrtc_session_description_free(d); }
+};
+using Description = std::unique_ptr<GstWebRTCSessionDescription, SdpFree>;
+
+// The plugin registers the meta; a program that linked it, too, would have another one.
+const GstMiniCpmoTurnMeta* turn_of(GstBuffer* buffer) {
+  static const GstMetaInfo* const info = gst_meta_get_info("GstMiniCpmoTurnMeta");
+  if (info == nullptr) return nullptr;
+  return reinterpret_cast<const GstMiniCpmoTurnMeta*>(gst_buffer_get_meta(buffer, info->api));
+}
+
+std::string text_of(const GError* error, const gchar* debug) {
+  return std::string(error->message) + (debug != nullptr ? std::string(" (") + debug + ")" : "");
+}
+
+}  // namespace
+
+Result<std::shared_ptr<Peer>> Peer::make(const Settings& settings, const Offer& offer,
+                                         PeerCallbacks callbacks) {
+  std::shared_ptr<Peer> peer(new Peer);
+  peer->callbacks_ = std::move(callbacks);
+  const auto built = peer->build(settings, offer);
+  if (!built.ok()) return built.error();
+  return peer;
+}
+
+Peer::~Peer() {
+  close();
+}
+
+Result<void> Peer::build(const Settings& settings, const Offer& offer) {
+  GError* raw = nullptr;
+  GCharPtr text(g_strdup_printf(kPipeline, offer.opus_payload, offer.opus_payload));
+  GstElement* const made =
+      gst_parse_launch_full(text.get(), nullptr, GST_PARSE_FLAG_FATAL_ERRORS, &raw);
+  const GErrorPtr error(raw);
+  if (made == nullptr) {
+    return Error{ErrorCode::kLibrary,
+                 std::string("a call needs an element that is missing: ") + error->message, ""};
+  }
+  pipeline_.reset(GST_ELEMENT(gst_object_ref_sink(made)));
+  GstBin* const bin = GST_BIN(made);
+  rtc_.reset(gst_bin_get_by_name(bin, "rtc"));
+  model_.reset(gst_bin_get_by_name(bin, "model"));
+  turn_.reset(gst_bin_get_by_name(bin, "turn"));
+  if (!settings.stun_server.empty())
+    g_object_set(rtc_.get(), "stun-server", settings.stun_server.c_str(), nullptr);
+  for (const std::string& server : settings.turn_servers) {
+    gboolean added = FALSE;
+    g_signal_emit_by_name(rtc_.get(), "add-turn-server", server.c_str(), &added);
+  }
+  g_object_set(model_.get(), "device", settings.device.c_str(), nullptr);
+  if (!settings.model.empty()) g_object_set(model_.get(), "model", settings.model.c_str(), nullptr);
+  if (!settings.system_prompt.empty())
+    g_object_set(model_.get(), "system-prompt", settings.system_prompt.c_str(), nullptr);
+  return {};
+}
+
+void Peer::start(const std::string& sdp) {
+  last_packet_ = g_get_monotonic_time();
+  const BusPtr bus(gst_element_get_bus(pipeline_.get()));
+  bus_watch_ = gst_bus_add_watch_full(
+      bus.get(), G_PRIORITY_DEFAULT,
+      [](GstBus*, GstMessage* message, gpointer data) -> gboolean {
+        const auto peer = lock(data);
+        return peer ? peer->on_message(message) : G_SOURCE_REMOVE;
+      },
+      new WeakPeer(weak_from_this()), forget);
+  connect_signals();
+  add_probes();
+  if (gst_element_set_state(pipeline_.get(), GST_STATE_PLAYING) == GST_STATE_CHANGE_FAILURE) {
+    // The bus says why; this comes only if it does not.
+    post([](Peer& peer) { peer.fail("the call's pipeline did not start"); });
+    return;
+  }
+  offered(sdp);
+}
+
+void Peer::connect_signals() {
+  const WeakPeer self = weak_from_this();
+  connect(
+      rtc_.get(), "pad-added",
+      +[](GstElement*, GstPad* pad, gpointer data) {
+        if (const auto peer = lock(data)) peer->pad_added(pad);
+      },
+      self);
+  connect(
+      rtc_.get(), "on-data-channel",
+      +[](GstElement*, GstWebRTCDataChannel* channel, gpointer data) {
+        const auto peer = lock(data);
+        if (!peer) return;
+        peer->channel_added(channel);
+      },
+      self);
+  connect(
+      rtc_.get(), "notify::connection-state",
+      +[](GstElement* rtc, GParamSpec*, gpointer data) {
+        const auto peer = lock(data);
+        if (!peer) return;
+        GstWebRTCPeerConnectionState state;
+        g_object_get(rtc, "connection-state", &state, nullptr);
+        peer->post([state](Peer& p) { p.callbacks_.connection(state); });
+      },
+      self);
+  connect(
+      rtc_.get(), "notify::ice-gathering-state",
+      +[](GstElement*, GParamSpec*, gpointer data) {
+        if (const auto peer = lock(data)) peer->post([](Peer& p) { p.gathered(); });
+      },
+      self);
+}
+
+void Peer::add_probes() {
+  const auto add = [&](const char* name, const char* pad_name, GstPadProbeType type,
+                       GstPadProbeCallback callback) {
+    const ElementPtr element(gst_bin_get_by_name(GST_BIN(pipeline_.get()), name));
+    const PadPtr pad(gst_element_get_static_pad(element.get(), pad_name));
+    gst_pad_add_probe(pad.get(), type, callback, new WeakPeer(weak_from_this()), forget);
+  };
+  add("depay", "sink", GST_PAD_PROBE_TYPE_BUFFER,
+      [](GstPad*, GstPadProbeInfo*, gpointer data) -> GstPadProbeReturn {
+        if (const auto peer = lock(data)) peer->last_packet_ = g_get_monotonic_time();
+        return GST_PAD_PROBE_OK;
+      });
+  add("words", "sink", GST_PAD_PROBE_TYPE_BUFFER,
+      [](GstPad*, GstPadProbeInfo* info, gpointer data) -> GstPadProbeReturn {
+        const auto peer = lock(data);
+        GstBuffer* const buffer = GST_PAD_PROBE_INFO_BUFFER(info);
+        const auto* const meta = turn_of(buffer);
+        const BufferMap map(buffer);
+        if (!peer || meta == nullptr || !map.ok()) return GST_PAD_PROBE_OK;
+        const auto bytes = map.bytes();
+        std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+        peer->post([turn = meta->turn_id, text = std::move(text)](Peer& p) {
+          p.callbacks_.words(turn, text);
+        });
+        return GST_PAD_PROBE_OK;
+      });
+  add("answer", "src",
+      static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM |
+                                   GST_PAD_PROBE_TYPE_EVENT_FLUSH),
+      [](GstPad*, GstPadProbeInfo* info, gpointer data) -> GstPadProbeReturn {
+        const auto peer = lock(data);
+        return peer ? peer->sound_probe(info) : GST_PAD_PROBE_OK;
+      });
+}
+
+// On the thread of the queue before the mixer, flushes on the language model's.
+GstPadProbeReturn Peer::sound_probe(GstPadProbeInfo* info) {
+  if ((GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) != 0) {
+    GstBuffer* const buffer = GST_PAD_PROBE_INFO_BUFFER(info);
+    const auto* const meta = turn_of(buffer);
+    if (meta == nullptr) return GST_PAD_PROBE_OK;
+    if (!sound_ || sounding_ != meta->turn_id) {
+      post([turn = meta->turn_id](Peer& p) { p.callbacks_.sound_begins(turn); });
+    }
+    sound_ = true;
+    sounding_ = meta->turn_id;
+    sound_end_ = GST_BUFFER_PTS(buffer) + GST_BUFFER_DURATION(buffer);
+    return GST_PAD_PROBE_OK;
+  }
+  GstEvent* const event = GST_PAD_PROBE_INFO_EVENT(info);
+  if (GST_EVENT_TYPE(event) == GST_EVENT_FLUSH_STOP) {
+    sound_ = false;
+    post([](Peer& p) { p.callbacks_.sound_dropped(); });
+  } else if (gst_event_has_name(event, GST_MINICPMO_EVENT_ANSWER_END)) {
+    guint64 turn = 0;
+    gst_structure_get_uint64(gst_event_get_structure(event), "turn-id", &turn);
+    unsigned left = 0;
+    if (sound_ && sounding_ == turn) {
+      // Output time is running time.
+      const GstClockTime now = gst_element_get_current_running_time(pipeline_.get());
+      if (GST_CLOCK_TIME_IS_VALID(now) && sound_end_ > now)
+        left = static_cast<unsigned>((sound_end_ - now) / GST_MSECOND);
+    }
+    sound_ = false;
+    post([turn, left](Peer& p) { p.callbacks_.sound_ends(turn, left); });
+  }
+  return GST_PAD_PROBE_OK;
+}
+
+void Peer::post(std::function<void(Peer&)> work) {
+  on_main_thread([weak = weak_from_this(), work = std::move(work)] {
+    if (const auto peer = weak.lock(); peer && !peer->closed_) work(*peer);
+  });
+}
+
+// Remote description, answer, local description: each when the one before is done.
+void Peer::offered(const std::string& sdp) {
+  GstSDPMessage* message = nullptr;
+  gst_sdp_message_new(&message);
+  gst_sdp_message_parse_buffer(reinterpret_cast<const guint8*>(sdp.data()),
+                               static_cast<guint>(sdp.size()), message);
+  const Description offer(gst_webrtc_session_description_new(GST_WEBRTC_SDP_TYPE_OFFER, message));
+  GstPromise* const promise = gst_promise_new_with_change_func(
+      [](GstPromise* promise, gpointer data) {
+        const auto peer = lock(data);
+        const GstStructure* const reply = gst_promise_get_reply(promise);
+        const bool refused = reply != nullptr && gst_structure_has_field(reply, "error");
+        if (peer) {
+          peer->post([refused](Peer& p) {
+            if (refused)
+              p.fail("webrtcbin does not take the offer");
+            else
+              p.create_answer();
+          });
+        }
+        gst_promise_unref(promise);
+      },
+      new WeakPeer(weak_from_this()), forget);
+  g_signal_emit_by_name(rtc_.get(), "set-remote-description", offer.get(), promise);
+}
+
+void Peer::create_answer() {
+  GstPromise* const promise = gst_promise_new_with_change_func(
+      [](GstPromise* promise, gpointer data) {
+        const auto peer = lock(data);
+        const GstStructure* const reply = gst_promise_get_reply(promise);
+        GstWebRTCSessionDescription* answer = nullptr;
+        if (reply != nullptr)
+          gst_structure_get(reply, "answer", GST_TYPE_WEBRTC_SESSION_DESCRIPTION, &answer, nullptr);
+        if (peer) {
+          const std::shared_ptr<GstWebRTCSessionDescription> shared(answer, [](auto* d) {
+            if (d != nullptr) gst_webrtc_session_description_free(d);
+          });
+          peer->post([shared](Peer& p) {
+            if (!shared) return p.fail("webrtcbin could not answer the offer");
+            g_signal_emit_by_name(p.rtc_.get(), "set-local-description", shared.get(), nullptr);
+          });
+        } else if (answer != nullptr) {
+          gst_webrtc_session_description_free(answer);
+        }
+        gst_promise_unref(promise);
+      },
+      new WeakPeer(weak_from_this()), forget);
+  g_signal_emit_by_name(rtc_.get(), "create-answer", nullptr, promise);
+}
+
+// No trickle: the answer goes out when it holds all candidates.
+void Peer::gathered() {
+  GstWebRTCICEGatheringState state;
+  GstWebRTCSessionDescription* description = nullptr;
+  g_object_get(rtc_.get(), "ice-gathering-state", &state, nullptr);
+  if (answered_ || state != GST_WEBRTC_ICE_GATHERING_STATE_COMPLETE) return;
+  g_object_get(rtc_.get(), "local-description", &description, nullptr);
+  if (description == nullptr) return;
+  const Description local(description);
+  const GCharPtr text(gst_sdp_message_as_text(local->sdp));
+  answered_ = true;
+  callbacks_.answered(std::string(text.get()));
+}
+
+void Peer::pad_added(GstPad* pad) {
+  if (GST_PAD_DIRECTION(pad) != GST_PAD_SRC) return;
+  const ElementPtr depay(gst_bin_get_by_name(GST_BIN(pipeline_.get()), "depay"));
+  const PadPtr sink(gst_element_get_static_pad(depay.get(), "sink"));
+  if (!gst_pad_is_linked(sink.get()) && gst_pad_link(pad, sink.get()) == GST_PAD_LINK_OK) return;
+  // A stream more than the offer's one: heard by nobody, but an unlinked pad would be an error.
+  GstElement* const sink_for_it = gst_element_factory_make("fakesink", nullptr);
+  g_object_set(sink_for_it, "async", FALSE, "sync", FALSE, nullptr);
+  gst_bin_add(GST_BIN(pipeline_.get()), sink_for_it);
+  const PadPtr other(gst_element_get_static_pad(sink_for_it, "sink"));
+  gst_pad_link(pad, other.get());
+  gst_element_sync_state_with_parent(sink_for_it);
+}
+
+// On webrtcbin's thread, so that nothing of the channel is missed. The first one counts.
+void Peer::channel_added(GstWebRTCDataChannel* channel) {
+  if (has_channel_.exchange(true)) return;
+  const WeakPeer self = weak_from_this();
+  connect(
+      channel, "on-message-string",
+      +[](GstWebRTCDataChannel*, gchar* text, gpointer data) {
+        const auto peer = lock(data);
+        if (!peer) return;
+        peer->post([message = std::string(text != nullptr ? text : "")](Peer& p) {
+          p.callbacks_.message(message);
+        });
+      },
+      self);
+  connect(
+      channel, "on-open",
+      +[](GstWebRTCDataChannel*, gpointer data) {
+        if (const auto peer = lock(data)) peer->post([](Peer& p) { p.channel_open(); });
+      },
+      self);
+  const std::shared_ptr<GstWebRTCDataChannel> shared(
+      static_cast<GstWebRTCDataChannel*>(g_object_ref(channel)), g_object_unref);
+  post([shared](Peer& p) {
+    p.channel_ = shared;
+    GstWebRTCDataChannelState state;
+    g_object_get(shared.get(), "ready-state", &state, nullptr);
+    if (state == GST_WEBRTC_DATA_CHANNEL_STATE_OPEN) p.channel_open();
+  });
+}
+
+// Told twice if the channel was open already.
+void Peer::channel_open() {
+  if (!std::exchange(channel_open_, true)) callbacks_.channel_open();
+}
+
+void Peer::send(const std::string& message) {
+  if (!channel_ || closed_) return;
+  GError* raw = nullptr;
+  gst_webrtc_data_channel_send_string_full(channel_.get(), message.c_str(), &raw);
+  const GErrorPtr error(raw);
+  if (error) g_info("a message was not sent: %s", error->message);  // the channel is closing
+}
+
+double Peer::silent_seconds() const {
+  return static_cast<double>(g_get_monotonic_time() - last_packet_.load()) / 1e6;
+}
+
+gboolean Peer::on_message(GstMessage* message) {
+  switch (GST_MESSAGE_TYPE(message)) {
+    case GST_MESSAGE_ELEMENT: {
+      const GstStructure* const fields = gst_message_get_structure(message);
+      if (g_str_has_prefix(gst_structure_get_name(fields), "minicpmo/")) callbacks_.told(fields);
+      break;
+    }
+    case GST_MESSAGE_ERROR: {
+      GError* raw = nullptr;
+      gchar* debug = nullptr;
+      gst_message_parse_error(message, &raw, &debug);
+      const GErrorPtr error(raw);
+      const GCharPtr more(debug);
+      fail(text_of(error.get(), more.get()));
+      break;
+    }
+    case GST_MESSAGE_LATENCY:
+      gst_bin_recalculate_latency(GST_BIN(pipeline_.get()));
+      break;
+    default:
+      break;
+  }
+  return closed_ ? G_SOURCE_REMOVE : G_SOURCE_CONTINUE;
+}
+
+void Peer::fail(const std::string& message) {
+  if (closed_) return;
+  if (!answered_) {
+    answered_ = true;
+    callbacks_.answered(Error{ErrorCode::kFailed, message, ""});
+  } else {
+    callbacks_.failed(message);
+  }
+}
+
+void Peer::close() {
+  if (closed_) return;
+  closed_ = true;
+  if (bus_watch_ != 0) g_source_remove(bus_watch_);
+  bus_watch_ = 0;
+  channel_.reset();
+  if (!pipeline_) return;
+  // Stopping waits for the streaming threads, and for webrtcbin's own.
+  ++stopping_;
+  std::thread([pipeline = gst_object_ref(pipeline_.get())] {
+    gst_element_set_state(GST_ELEMENT(pipeline), GST_STATE_NULL);
+    gst_object_unref(pipeline);
+    --stopping_;
+  }).detach();
+}
+
+}  // namespace minicpmo::call_server

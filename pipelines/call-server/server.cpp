@@ -1,0 +1,435 @@
+#include "server.h"
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "offer.h"
+
+namespace minicpmo::call_server {
+namespace {
+
+constexpr int kMostConnections = 512;
+constexpr unsigned kRequestSeconds = 20;  // for a whole request to come in
+constexpr guint kTooManyRequests = 429;  // libsoup has no name for it
+constexpr const char* kSdp = "application/sdp";
+constexpr const char* kCalls = "/calls/";
+constexpr const char* kPages = "/page";
+constexpr const char* kPolicy =
+    "default-src 'self'; connect-src 'self'; media-src 'self' blob:; frame-ancestors 'none'";
+
+std::string header(SoupServerMessage* message, const char* name) {
+  const char* const value =
+      soup_message_headers_get_one(soup_server_message_get_request_headers(message), name);
+  return value != nullptr ? value : "";
+}
+
+void set_header(SoupServerMessage* message, const char* name, const std::string& value) {
+  soup_message_headers_replace(soup_server_message_get_response_headers(message), name,
+                               value.c_str());
+}
+
+void reply(SoupServerMessage* message, guint status, const char* type, const std::string& body) {
+  soup_server_message_set_status(message, status, nullptr);
+  soup_server_message_set_response(message, type, SOUP_MEMORY_COPY, body.data(), body.size());
+}
+
+// As OpenAI's errors are, which WHIP leaves open.
+void refuse(SoupServerMessage* message, guint status, const char* code, const std::string& text) {
+  reply(message, status, "application/json",
+        nlohmann::json{
+            {"error", {{"type", "invalid_request_error"}, {"code", code}, {"message", text}}}}
+            .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+void retry_after(SoupServerMessage* message, double seconds) {
+  set_header(message, "Retry-After",
+             std::to_string(std::max(1, static_cast<int>(seconds + 0.999))));
+}
+
+std::string address_of(SoupServerMessage* message) {
+  const char* const host = soup_server_message_get_remote_host(message);
+  return host != nullptr ? host : "";
+}
+
+std::string random_id() {
+  std::string id;
+  for (int i = 0; i < 4; ++i) {
+    char part[9];
+    g_snprintf(part, sizeof part, "%08x", g_random_int());
+    id += part;
+  }
+  return id;
+}
+
+std::string body_of(SoupServerMessage* message) {
+  GBytes* const bytes = soup_message_body_flatten(soup_server_message_get_request_body(message));
+  gsize size = 0;
+  const auto* const data = static_cast<const char*>(g_bytes_get_data(bytes, &size));
+  std::string body(data != nullptr ? data : "", size);
+  g_bytes_unref(bytes);
+  return body;
+}
+
+// The fields of a multipart/form-data body; empty if it is none.
+std::map<std::string, std::string> form_of(SoupServerMessage* message) {
+  std::map<std::string, std::string> fields;
+  GBytes* const body = soup_message_body_flatten(soup_server_message_get_request_body(message));
+  SoupMultipart* const parts =
+      soup_multipart_new_from_message(soup_server_message_get_request_headers(message), body);
+  g_bytes_unref(body);
+  if (parts == nullptr) return fields;
+  for (int i = 0; i < soup_multipart_get_length(parts); ++i) {
+    SoupMessageHeaders* headers = nullptr;
+    GBytes* data = nullptr;
+    char* disposition = nullptr;
+    GHashTable* parameters = nullptr;
+    if (soup_multipart_get_part(parts, i, &headers, &data) &&
+        soup_message_headers_get_content_disposition(headers, &disposition, &parameters)) {
+      const auto* const name = static_cast<const char*>(g_hash_table_lookup(parameters, "name"));
+      gsize size = 0;
+      const auto* const bytes = static_cast<const char*>(g_bytes_get_data(data, &size));
+      if (name != nullptr) fields[name] = std::string(bytes != nullptr ? bytes : "", size);
+      g_free(disposition);
+      g_hash_table_unref(parameters);
+    }
+  }
+  soup_multipart_free(parts);
+  return fields;
+}
+
+bool is_offer_path(const std::string& path) {
+  return path == "/whip" || path == "/v1/realtime/calls";
+}
+
+double now() {
+  return static_cast<double>(g_get_monotonic_time()) / 1e6;
+}
+
+}  // namespace
+
+// The call answers on the main thread at any later time; the client may have gone by then.
+struct Server::Pending {
+  SoupServerMessage* message;
+  gulong finished;
+  bool gone = false;
+};
+
+Server::Server(const Settings& settings)
+    : settings_(settings),
+      offers_(settings.offers_per_minute, 60),
+      soup_(soup_server_new("server-header", "minicpmo-call-server ", nullptr)) {
+  g_signal_connect(soup_, "request-started",
+                   G_CALLBACK(+[](SoupServer*, SoupServerMessage* message, gpointer self) {
+                     static_cast<Server*>(self)->begun(message);
+                   }),
+                   this);
+  // Before the body is read.
+  soup_server_add_early_handler(
+      soup_, nullptr,
+      [](SoupServer*, SoupServerMessage* message, const char* path, GHashTable*, gpointer self) {
+        static_cast<Server*>(self)->admitted(message, path);
+      },
+      this, nullptr);
+  soup_server_add_handler(
+      soup_, nullptr,
+      [](SoupServer*, SoupServerMessage* message, const char* path, GHashTable*, gpointer self) {
+        static_cast<Server*>(self)->handle(message, path);
+      },
+      this, nullptr);
+}
+
+Server::~Server() {
+  for (const auto& [id, call] : std::map(calls_)) call->end("drained");
+  soup_server_disconnect(soup_);
+  g_object_unref(soup_);
+}
+
+Result<void> Server::listen() {
+  GInetAddress* const address = g_inet_address_new_from_string(settings_.address.c_str());
+  if (address == nullptr) {
+    return Error{
+        ErrorCode::kSettings,
+        "--address " + settings_.address + ": not an IP address, such as 127.0.0.1 or ::", ""};
+  }
+  GSocketAddress* const socket =
+      g_inet_socket_address_new(address, static_cast<guint16>(settings_.port));
+  GError* raw = nullptr;
+  const gboolean listening =
+      soup_server_listen(soup_, socket, static_cast<SoupServerListenOptions>(0), &raw);
+  g_object_unref(address);
+  g_object_unref(socket);
+  const GErrorPtr error(raw);
+  if (listening) return {};
+  return Error{ErrorCode::kFailed,
+               "cannot listen on " + settings_.address + ", port " +
+                   std::to_string(settings_.port) + ": " + error->message +
+                   "; choose another with --port",
+               ""};
+}
+
+std::string Server::url() const {
+  GSList* const uris = soup_server_get_uris(soup_);
+  if (uris == nullptr) return "";
+  const GCharPtr text(g_uri_to_string(static_cast<GUri*>(uris->data)));
+  g_slist_free_full(uris, reinterpret_cast<GDestroyNotify>(g_uri_unref));
+  return text.get();
+}
+
+// A request that does not come in within its time is cut off, and so are too many at once.
+void Server::begun(SoupServerMessage* message) {
+  struct Watch {
+    Server* server;
+    Timer timer;
+  };
+  auto* const watch = new Watch{this, {}};
+  const auto cut = [message] {
+    GSocket* const socket = soup_server_message_get_socket(message);
+    if (socket != nullptr) g_socket_shutdown(socket, TRUE, TRUE, nullptr);
+  };
+  if (++connections_ > kMostConnections)
+    watch->timer.start(0, cut);
+  else
+    watch->timer.start(kRequestSeconds * 1000, cut);
+  g_signal_connect(message, "got-body", G_CALLBACK(+[](SoupServerMessage*, gpointer data) {
+                     static_cast<Watch*>(data)->timer.stop();
+                   }),
+                   watch);
+  g_object_weak_ref(
+      G_OBJECT(message),
+      [](gpointer data, GObject*) {
+        auto* const done = static_cast<Watch*>(data);
+        --done->server->connections_;
+        delete done;
+      },
+      watch);
+}
+
+// What can be refused by its headers alone. A status that is set here ends the request.
+bool Server::admitted(SoupServerMessage* message, const std::string& path) {
+  const std::string origin = header(message, "Origin");
+  const std::string method = soup_server_message_get_method(message);
+  const bool ours = origin_allowed(origin, header(message, "Host"), settings_.origins);
+  if (!origin.empty() && ours) {
+    set_header(message, "Access-Control-Allow-Origin", origin);
+    set_header(message, "Access-Control-Expose-Headers", "Location, Retry-After");
+    set_header(message, "Vary", "Origin");
+  }
+  const bool calls = is_offer_path(path) || path.starts_with(kCalls);
+  if (!calls && path != "/metrics") return true;
+  if (method == "OPTIONS") return true;
+  if (!ours) {
+    metrics_.offer_refused("origin");
+    refuse(message, SOUP_STATUS_FORBIDDEN, "origin_not_allowed",
+           "pages of " + origin + " may not call here; allow them with --origin");
+    return false;
+  }
+  if (!authorized(header(message, "Authorization"), settings_.token)) {
+    metrics_.offer_refused("token");
+    set_header(message, "WWW-Authenticate", "Bearer");
+    refuse(message, SOUP_STATUS_UNAUTHORIZED, "invalid_token",
+           "this server needs a token: send it as Authorization: Bearer TOKEN");
+    return false;
+  }
+  const SoupMessageHeaders* const headers = soup_server_message_get_request_headers(message);
+  const auto encoding = soup_message_headers_get_encoding(const_cast<SoupMessageHeaders*>(headers));
+  if (method == "POST" && encoding != SOUP_ENCODING_CONTENT_LENGTH) {
+    refuse(message, SOUP_STATUS_LENGTH_REQUIRED, "length_required", "send a Content-Length");
+    return false;
+  }
+  const goffset length =
+      soup_message_headers_get_content_length(const_cast<SoupMessageHeaders*>(headers));
+  if (length > settings_.max_offer_bytes) {
+    refuse(message, SOUP_STATUS_REQUEST_ENTITY_TOO_LARGE, "offer_too_large",
+           "an offer has at most " + std::to_string(settings_.max_offer_bytes) + " bytes");
+    return false;
+  }
+  return true;
+}
+
+void Server::handle(SoupServerMessage* message, const std::string& path) {
+  const std::string method = soup_server_message_get_method(message);
+  const bool reading = method == "GET" || method == "HEAD";
+  if (method == "OPTIONS") {
+    set_header(message, "Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
+    set_header(message, "Access-Control-Allow-Headers", "Authorization, Content-Type");
+    set_header(message, "Access-Control-Max-Age", "600");
+    return soup_server_message_set_status(message, SOUP_STATUS_NO_CONTENT, nullptr);
+  }
+  if (is_offer_path(path)) {
+    if (method == "POST") return offered(message, path);
+    set_header(message, "Allow", "POST, OPTIONS");
+    return refuse(message, SOUP_STATUS_METHOD_NOT_ALLOWED, "method_not_allowed",
+                  "POST an SDP offer");
+  }
+  if (path.starts_with(kCalls)) {
+    if (method == "DELETE") return deleted(message, path.substr(std::string(kCalls).size()));
+    set_header(message, "Allow", "DELETE, OPTIONS");
+    return refuse(message, SOUP_STATUS_METHOD_NOT_ALLOWED, "method_not_allowed",
+                  "a call can only be ended (DELETE); candidates belong into the offer");
+  }
+  if (!reading) {
+    set_header(message, "Allow", "GET, HEAD");
+    return refuse(message, SOUP_STATUS_METHOD_NOT_ALLOWED, "method_not_allowed", "GET it");
+  }
+  if (path == "/healthz") {
+    const bool ok = !drained_;
+    return reply(message, ok ? SOUP_STATUS_OK : SOUP_STATUS_SERVICE_UNAVAILABLE, "text/plain",
+                 ok ? "ok\n" : "draining\n");
+  }
+  if (path == "/metrics")
+    return reply(message, SOUP_STATUS_OK, "text/plain; version=0.0.4; charset=utf-8",
+                 metrics_.text());
+  if (path == "/config.json") return config(message);
+  page(message, path);
+}
+
+// The page is compiled in.
+void Server::page(SoupServerMessage* message, const std::string& path) {
+  const std::string name = path == "/" ? "/index.html" : path;
+  GBytes* const bytes =
+      g_resources_lookup_data((kPages + name).c_str(), G_RESOURCE_LOOKUP_FLAGS_NONE, nullptr);
+  if (bytes == nullptr)
+    return refuse(message, SOUP_STATUS_NOT_FOUND, "not_found", "there is nothing here");
+  gsize size = 0;
+  const auto* const data = static_cast<const char*>(g_bytes_get_data(bytes, &size));
+  const char* const type = name.ends_with(".html")  ? "text/html; charset=utf-8"
+                           : name.ends_with(".js")  ? "text/javascript; charset=utf-8"
+                           : name.ends_with(".css") ? "text/css; charset=utf-8"
+                           : name.ends_with(".png") ? "image/png"
+                                                    : "application/octet-stream";
+  set_header(message, "Content-Security-Policy", kPolicy);
+  set_header(message, "X-Content-Type-Options", "nosniff");
+  set_header(message, "Referrer-Policy", "no-referrer");
+  set_header(message, "Cache-Control", "no-cache");
+  reply(message, SOUP_STATUS_OK, type, std::string(data, size));
+  g_bytes_unref(bytes);
+}
+
+// What the page must know before it calls. TURN credentials are the server's own: browsers get
+// STUN.
+void Server::config(SoupServerMessage* message) {
+  nlohmann::json servers = nlohmann::json::array();
+  if (!settings_.stun_server.empty()) {
+    // stun://HOST:PORT for GStreamer, stun:HOST:PORT for browsers.
+    const std::string host = settings_.stun_server.substr(settings_.stun_server.find("//") + 2);
+    servers.push_back({{"urls", "stun:" + host}});
+  }
+  nlohmann::json voices = {"default"};
+  for (const auto& [name, file] : settings_.voices) voices.push_back(name);
+  set_header(message, "Cache-Control", "no-store");
+  reply(
+      message, SOUP_STATUS_OK, "application/json",
+      nlohmann::json{
+          {"iceServers", servers}, {"token_required", !settings_.token.empty()}, {"voices", voices}}
+          .dump());
+}
+
+void Server::offered(SoupServerMessage* message, const std::string& path) {
+  const double wait = offers_.take(address_of(message), now());
+  if (wait > 0) {
+    metrics_.offer_refused("rate");
+    retry_after(message, wait);
+    return refuse(message, kTooManyRequests, "rate_limit_exceeded",
+                  "too many calls from this address; try again in " +
+                      std::to_string(static_cast<int>(wait) + 1) + " s");
+  }
+  if (drained_ || static_cast<int>(calls_.size()) >= settings_.max_calls) {
+    metrics_.offer_refused(drained_ ? "draining" : "full");
+    retry_after(message, drained_ ? settings_.drain_timeout_s : 10);
+    return refuse(message, SOUP_STATUS_SERVICE_UNAVAILABLE, drained_ ? "draining" : "server_full",
+                  drained_ ? "the server is going down"
+                           : "all " + std::to_string(settings_.max_calls) +
+                                 " calls are taken; try again later");
+  }
+  const char* const type = soup_message_headers_get_content_type(
+      soup_server_message_get_request_headers(message), nullptr);
+  const std::string content = type != nullptr ? type : "";
+  if (content == kSdp) return start_call(message, body_of(message), "");
+  if (content == "multipart/form-data" && path != "/whip") {
+    const auto form = form_of(message);
+    const auto sdp = form.find("sdp"), config = form.find("session");
+    if (sdp != form.end())
+      return start_call(message, sdp->second, config != form.end() ? config->second : "");
+  }
+  metrics_.offer_refused("offer");
+  refuse(message, SOUP_STATUS_UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type",
+         "send the offer as application/sdp, or as the field sdp of multipart/form-data");
+}
+
+void Server::start_call(SoupServerMessage* message, const std::string& sdp,
+                        const std::string& config) {
+  const auto offer = check_offer(sdp);
+  if (!offer.ok()) {
+    metrics_.offer_refused("offer");
+    return refuse(message, SOUP_STATUS_BAD_REQUEST, "invalid_offer", offer.error().message);
+  }
+  const std::string id = random_id();
+  auto* const pending = new Pending{SOUP_SERVER_MESSAGE(g_object_ref(message)), 0, false};
+  const auto answered = [this, pending, id](Result<std::string> answer) {
+    const std::unique_ptr<Pending> mine(pending);
+    g_signal_handler_disconnect(mine->message, mine->finished);
+    if (mine->gone) {
+      if (const auto found = calls_.find(id); found != calls_.end())
+        on_main_thread([call = found->second] { call->end("client"); });
+    } else if (answer.ok()) {
+      set_header(mine->message, "Location", kCalls + id);
+      reply(mine->message, SOUP_STATUS_CREATED, kSdp, *answer);
+      soup_server_message_unpause(mine->message);
+    } else {
+      g_warning("call %s: %s", id.c_str(), answer.error().message.c_str());
+      refuse(mine->message, SOUP_STATUS_INTERNAL_SERVER_ERROR, "call_failed",
+             "the call could not be answered");
+      soup_server_message_unpause(mine->message);
+    }
+    g_object_unref(mine->message);
+  };
+  pending->finished =
+      g_signal_connect(message, "finished", G_CALLBACK(+[](SoupServerMessage*, gpointer data) {
+                         static_cast<Pending*>(data)->gone = true;
+                       }),
+                       pending);
+  auto call = Call::make(settings_, metrics_, *offer, id, answered,
+                         [this](const std::string& over, const std::string& why) {
+                           g_message("call %s ended: %s", over.c_str(), why.c_str());
+                           ended(over);
+                         });
+  soup_server_message_pause(message);
+  if (!call.ok()) return answered(call.error());
+  metrics_.call_began();
+  calls_[id] = *call;
+  g_message("call %s begins", id.c_str());
+  (*call)->start(sdp, config);
+}
+
+void Server::deleted(SoupServerMessage* message, const std::string& id) {
+  const auto found = calls_.find(id);
+  if (found == calls_.end())
+    return refuse(message, SOUP_STATUS_NOT_FOUND, "no_such_call",
+                  "there is no such call (any more)");
+  const std::shared_ptr<Call> call = found->second;
+  call->end("client");
+  soup_server_message_set_status(message, SOUP_STATUS_OK, nullptr);
+}
+
+void Server::ended(const std::string& id) {
+  calls_.erase(id);
+  if (drained_ && calls_.empty()) drained();
+}
+
+void Server::drain(std::function<void()> done) {
+  if (drained_) return;
+  drained_ = std::move(done);
+  for (const auto& [id, call] : std::map(calls_)) call->end_when_quiet();
+  drain_end_.start(static_cast<unsigned>(settings_.drain_timeout_s) * 1000, [this] {
+    for (const auto& [id, call] : std::map(calls_)) call->end("drained");
+  });
+  if (calls_.empty()) drained();
+}
+
+void Server::drained() {
+  drain_end_.stop();
+  on_main_thread([done = drained_] { done(); });
+}
+
+}  // namespace minicpmo::call_server
