@@ -21,9 +21,10 @@ struct TurnDetection {
   int prefix_padding_ms = 300;    // 0 to 10000
   int silence_duration_ms = 500;  // 0 to 60000
   bool interrupt_response = true;
+  bool operator==(const TurnDetection&) const = default;
 };
 
-// What a client may ask of its call.
+// What a client may ask of its call. None of these calls the session back before it returns.
 class CallControl {
  public:
   virtual ~CallControl() = default;
@@ -53,6 +54,7 @@ struct RealtimeOptions {
   std::vector<std::string> voices;       // names that may be asked for; the first is the default
   size_t max_message_bytes = 16 * 1024;  // longer ones are refused with an error event
   double max_messages_per_second = 50;   // with a burst of as many; faster ones are refused
+  bool beta = false;                     // the client said "OpenAI-Beta: realtime=v1"
   std::function<double()> seconds;       // a monotonic clock
 };
 
@@ -67,6 +69,9 @@ class RealtimeSession {
   RealtimeSession(const RealtimeSession&) = delete;
   RealtimeSession& operator=(const RealtimeSession&) = delete;
 
+  // The session object that came with the call's offer, as in session.update, before opened().
+  // What is wrong with it, and nothing of it is taken; or "".
+  std::string configure(std::string_view session);
   // The channel is open: session.created.
   void opened();
   // A message of the client. Whatever it holds, the session goes on; errors are told by an error
@@ -74,7 +79,8 @@ class RealtimeSession {
   void receive(std::string_view message);
 
   // What happens in the call. Turns are numbered as the elements number them; a turn may be
-  // cancelled after it has started, and an answer belongs to the turn it answers.
+  // cancelled after it has started, and an answer belongs to the turn it answers. What comes of an
+  // answer before its turn has stopped waits for that.
   void speech_started(uint64_t turn, int64_t audio_start_ms);
   void speech_stopped(uint64_t turn, int64_t audio_end_ms);
   void speech_cancelled(uint64_t turn);
@@ -83,7 +89,9 @@ class RealtimeSession {
   // The answer's sound begins, and has been sent to its end.
   void audio_started(uint64_t turn);
   void audio_stopped(uint64_t turn);
-  // `heard`: the part of the text that reached the user, when it was interrupted.
+  // `heard`: the part of the text that reached the user, when it was interrupted. An answer whose
+  // words are complete is ended once more, as interrupted, if its sound is. After a cough has been
+  // cancelled the answer that it interrupted may go on, with the words from where it stopped.
   void answer_ended(uint64_t turn, AnswerEnd end, std::string_view text, std::string_view heard);
   // Something failed in the pipeline; the call goes on or is closed by the caller.
   void failed(std::string_view message);
