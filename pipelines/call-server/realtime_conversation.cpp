@@ -195,15 +195,21 @@ void Conversation::finish(RealtimeResponse& response, const char* status, const 
   emit("response.done", {{"response", response_object(response, status, details)}});
 }
 
-// Nothing more of this answer is heard, and what was not is no part of the conversation.
+// Nothing more of this answer is heard.
 void Conversation::silence(RealtimeResponse& response) {
   if (response.sound == RealtimeResponse::Sound::kPlaying) {
     response.sound_ms = milliseconds(options_.seconds() - response.sound_began);
     emit("output_audio_buffer.cleared", {{"response_id", response.id}});
   }
   response.sound = RealtimeResponse::Sound::kOver;
-  if (!response.item->has_content || response.truncated) return;
-  response.truncated = true;
+}
+
+// What was not heard is no part of the conversation. The API's clients learn the time only; the
+// words are in the item from now on.
+void Conversation::truncate(RealtimeResponse& response, std::string_view heard) {
+  response.heard = std::max(response.heard_before, heard.size());
+  if (std::exchange(response.interrupted, true) || !response.item->has_content) return;
+  response.item->text = heard.substr(std::min(response.heard_before, heard.size()));
   emit("conversation.item.truncated",
        {{"item_id", response.item->id}, {"content_index", 0}, {"audio_end_ms", response.sound_ms}});
 }

@@ -26,8 +26,9 @@ struct RealtimeResponse {
   bool done = false;
   bool cancelled_by_client = false;
   bool interrupted = false;
-  bool may_go_on = false;  // what interrupted it was no speech
-  bool truncated = false;
+  bool false_alarm = false;  // what interrupted it was no speech
+  // The rest of the answer may follow, as a response of its own.
+  bool may_go_on() const { return interrupted && false_alarm && !cancelled_by_client; }
   enum class Sound { kNone, kPlaying, kOver } sound = Sound::kNone;
   double sound_began = 0;
   int sound_ms = 0;
@@ -104,6 +105,7 @@ class Conversation {
   void finish(RealtimeResponse& response, const char* status, const char* reason,
               const Json& why = nullptr);
   void silence(RealtimeResponse& response);
+  void truncate(RealtimeResponse& response, std::string_view heard);
   void commit(const std::string& item_id);
   bool hold(uint64_t turn, std::function<void()> event);
   RealtimeResponse* of(uint64_t turn);

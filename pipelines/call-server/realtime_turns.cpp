@@ -11,6 +11,10 @@ namespace {
 constexpr size_t kTurns = 16;
 constexpr size_t kHeld = 4096;
 
+int milliseconds(double seconds) {
+  return static_cast<int>(std::lround(seconds * 1000));
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------- the user
@@ -66,6 +70,7 @@ void Conversation::speech_started(uint64_t turn, int64_t audio_start_ms) {
   begun.began = options_.seconds();
   begun.manual = !config_.turn_detection.enabled;
   begun.item_id = new_id("item");
+  if (!responses_.empty()) responses_.back().false_alarm = false;
   const std::string item_id = begun.item_id;
   const bool manual = begun.manual;
   if (turns_.size() > kTurns) turns_.erase(turns_.begin());
@@ -106,12 +111,10 @@ void Conversation::speech_cancelled(uint64_t turn) {
   }
   const double spoken = options_.seconds() - cancelled.began;
   emit("input_audio_buffer.speech_stopped",
-       {{"audio_end_ms", cancelled.audio_start_ms + std::llround(spoken * 1000)},
+       {{"audio_end_ms", cancelled.audio_start_ms + milliseconds(spoken)},
         {"item_id", cancelled.item_id}});
   emit("input_audio_buffer.cleared", Json::object());
-  if (responses_.empty()) return;
-  RealtimeResponse& last = responses_.back();
-  last.may_go_on = last.interrupted && !last.cancelled_by_client;
+  if (!responses_.empty()) responses_.back().false_alarm = true;
 }
 
 // ---------------------------------------------------------------- the answer
@@ -129,10 +132,10 @@ void Conversation::answer_started(uint64_t turn) {
   if (ignored_turn_ == turn) return;
   RealtimeResponse* const before = of(turn);
   if (before) {
-    if (!before->done || before->cancelled_by_client) return;
+    if (!before->may_go_on()) return;
     const size_t heard = before->heard;
     const Json metadata = before->metadata;
-    before->may_go_on = false;
+    before->false_alarm = false;
     begin(turn, metadata);
     responses_.back().heard_before = responses_.back().heard = heard;
     return;
@@ -149,10 +152,10 @@ void Conversation::answer_started(uint64_t turn) {
   }
 }
 
-// The response to which something of this turn's answer belongs; nullptr if it is no longer wanted.
+// The response to which something of this turn's answer belongs; nullptr if it is not wanted.
 RealtimeResponse* Conversation::answering(uint64_t turn) {
   RealtimeResponse* const known = of(turn);
-  if (known && !known->may_go_on) return known->cancelled_by_client ? nullptr : known;
+  if (known && !known->may_go_on()) return known;
   answer_started(turn);
   return of(turn);
 }
@@ -166,7 +169,9 @@ void Conversation::answer_words(uint64_t turn, std::string_view text) {
 void Conversation::audio_started(uint64_t turn) {
   if (hold(turn, [this, turn] { audio_started(turn); })) return;
   RealtimeResponse* const response = answering(turn);
-  if (!response || response->sound != RealtimeResponse::Sound::kNone) return;
+  if (!response || response->cancelled_by_client ||
+      response->sound != RealtimeResponse::Sound::kNone)
+    return;
   if (RealtimeResponse* const other = playing()) silence(*other);
   if (!response->done) open_content(*response);
   response->sound = RealtimeResponse::Sound::kPlaying;
@@ -179,8 +184,7 @@ void Conversation::audio_stopped(uint64_t turn) {
   RealtimeResponse* const response = of(turn);
   if (!response || response->sound != RealtimeResponse::Sound::kPlaying) return;
   response->sound = RealtimeResponse::Sound::kOver;
-  response->sound_ms =
-      static_cast<int>(std::lround((options_.seconds() - response->sound_began) * 1000));
+  response->sound_ms = milliseconds(options_.seconds() - response->sound_began);
   emit("output_audio_buffer.stopped", {{"response_id", response->id}});
 }
 
@@ -197,17 +201,15 @@ void Conversation::answer_ended(uint64_t turn, AnswerEnd end, std::string_view t
       }))
     return;
   RealtimeResponse* const known = of(turn);
-  RealtimeResponse* const response = known && known->cancelled_by_client ? known : answering(turn);
+  RealtimeResponse* const response =
+      known && end == AnswerEnd::kInterrupted ? known : answering(turn);
   if (!response) return;
   if (end == AnswerEnd::kInterrupted) {
     const bool asked = !config_.turn_detection.enabled;
     if (!response->done)
       finish(*response, "cancelled", asked ? "client_cancelled" : "turn_detected");
     silence(*response);
-    response->interrupted = true;
-    response->heard = std::max(response->heard_before, heard.size());
-    if (response->item->has_content)
-      response->item->text = heard.substr(std::min(response->heard_before, heard.size()));
+    truncate(*response, heard);
     return;
   }
   if (response->done) return;
