@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -161,6 +162,20 @@ TEST(Offer, DirectionOfTheSessionCounts) {
   expect_refused(with(sdp, "t=0 0\r\n", "t=0 0\r\na=recvonly\r\n"), "a=recvonly");
 }
 
+TEST(Offer, TransportOfTheSessionCounts) {
+  std::string sdp = offer_of("chromium");
+  std::string session;
+  for (const char* name : {"a=ice-ufrag:", "a=ice-pwd:", "a=setup:", "a=fingerprint:"}) {
+    const size_t at = sdp.find(name);
+    const std::string line = sdp.substr(at, sdp.find('\n', at) + 1 - at);
+    sdp = with(sdp, line, "");
+    session += line;
+  }
+  expect_refused(sdp, "no a=ice-ufrag");
+  const auto offer = check_offer(with(sdp, "t=0 0\r\n", "t=0 0\r\n" + session));
+  EXPECT_TRUE(offer.ok()) << offer.error().message;
+}
+
 TEST(Offer, NoDataChannelIsNoError) {
   const std::string sdp = offer_of("chromium");
   const auto none = check_offer(sdp.substr(0, sdp.find("m=application")));
@@ -251,6 +266,21 @@ TEST(Offer, CutShort) {
       EXPECT_GT(length, sdp.find("rtpmap:111 opus/48000/2"));
     }
   }
+}
+
+// What the fuzzer found worth keeping: each takes another way through the code.
+TEST(Offer, CorpusOfTheFuzzer) {
+  int accepted = 0, refused = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(OFFERS "/../../fuzz/offers")) {
+    std::ifstream file(entry.path(), std::ios::binary);
+    std::stringstream text;
+    text << file.rdbuf();
+    const auto offer = check_offer(text.str());
+    ++(offer.ok() ? accepted : refused);
+    EXPECT_TRUE(offer.ok() || !offer.error().message.empty()) << entry.path();
+  }
+  EXPECT_GE(accepted, 1);
+  EXPECT_GE(refused, 50);
 }
 
 }  // namespace

@@ -218,7 +218,8 @@ TEST_F(CommandLine, BadStunServers) {
   EXPECT_EQ(accepted({"--stun-server", "stun://[2001:db8::1]:1"}).stun_server,
             "stun://[2001:db8::1]:1");
   const std::string message =
-      refused({"--stun-server", std::string(100000, 'a')}, "--stun-server aaa", "stun://HOST:PORT");
+      refused({"--stun-server", "stun://" + std::string(100000, 'a') + ":1"},
+              "--stun-server stun://aaa", "stun://HOST:PORT");
   EXPECT_LT(message.size(), 500u);
 }
 
