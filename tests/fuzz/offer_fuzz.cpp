@@ -1,8 +1,7 @@
 // libFuzzer target: any bytes as an SDP offer. Build with clang:
 //   CXX=clang++ meson setup build-fuzz && ninja -C build-fuzz tests/fuzz/offer_fuzz
-//   build-fuzz/tests/fuzz/offer_fuzz -dict=tests/fuzz/sdp.dict -max_len=8192 CORPUS
-//   tests/fuzz/offers \
-//     tests/call-server/offers
+//   build-fuzz/tests/fuzz/offer_fuzz -dict=tests/fuzz/sdp.dict -max_len=8192 CORPUS tests/fuzz/offers
+// New inputs go into CORPUS; tests/fuzz/offers are those that were kept.
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
