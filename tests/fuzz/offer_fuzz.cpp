@@ -1,6 +1,6 @@
 // libFuzzer target: any bytes as an SDP offer. Build with clang:
 //   CXX=clang++ meson setup build-fuzz && ninja -C build-fuzz tests/fuzz/offer_fuzz
-//   build-fuzz/tests/fuzz/offer_fuzz -dict=tests/fuzz/sdp.dict -max_len=8192 CORPUS tests/fuzz/offers
+//   cd tests/fuzz && ../../build-fuzz/tests/fuzz/offer_fuzz -dict=sdp.dict CORPUS offers
 // New inputs go into CORPUS; tests/fuzz/offers are those that were kept.
 #include <cstdint>
 #include <cstdlib>
