@@ -1,7 +1,6 @@
 #include "realtime_conversation.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 namespace minicpmo::call_server {
@@ -9,10 +8,6 @@ namespace {
 
 constexpr size_t kItems = 256;
 constexpr size_t kResponses = 8;
-
-int milliseconds(double seconds) {
-  return static_cast<int>(std::lround(seconds * 1000));
-}
 
 }  // namespace
 

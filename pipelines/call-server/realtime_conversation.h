@@ -1,6 +1,7 @@
 // What has been said in a call, as the server's events of OpenAI's Realtime API, in their order.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -15,6 +16,10 @@
 #include "realtime_events.h"
 
 namespace minicpmo::call_server {
+
+inline int milliseconds(double seconds) {
+  return static_cast<int>(std::lround(seconds * 1000));
+}
 
 // One answer. Its words may all be there (done) while its sound is still heard.
 struct RealtimeResponse {

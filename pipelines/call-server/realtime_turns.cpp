@@ -1,6 +1,5 @@
 // What the elements tell of turns and answers.
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "realtime_conversation.h"
@@ -10,10 +9,6 @@ namespace {
 
 constexpr size_t kTurns = 16;
 constexpr size_t kHeld = 4096;
-
-int milliseconds(double seconds) {
-  return static_cast<int>(std::lround(seconds * 1000));
-}
 
 }  // namespace
 
