@@ -22,7 +22,9 @@ NO_ECHO = """
 const ask = MediaDevices.prototype.getUserMedia;
 MediaDevices.prototype.getUserMedia = function (constraints) {
   window.asked = constraints;
-  return ask.call(this, {audio: {...constraints.audio, echoCancellation: false}});
+  const stream = ask.call(this, {audio: {...constraints.audio, echoCancellation: false}});
+  stream.then(() => { window.heardSince = performance.now(); }, () => {});
+  return stream;
 };
 """
 RECORD = """
@@ -110,6 +112,10 @@ class Browser:
         self.element("call").click()
         wait_for(lambda: self.state() != "connecting", "the call is answered")
         assert self.state() not in ("error", "ended"), self.notice()
+
+    def seconds(self) -> float:
+        """Of the microphone's file that have been heard."""
+        return self.js("return (performance.now() - heardSince) / 1000")
 
     def say(self, text: str):
         self.element("text").send_keys(text + "\n")
