@@ -375,7 +375,13 @@ gboolean Peer::on_message(GstMessage* message) {
       gst_message_parse_error(message, &raw, &debug);
       const GErrorPtr error(raw);
       const GCharPtr more(debug);
-      fail(text_of(error.get(), more.get()));
+      // The transport's own errors are those of a client that has gone.
+      const bool transport =
+          gst_object_has_as_ancestor(GST_MESSAGE_SRC(message), GST_OBJECT(rtc_.get()));
+      if (transport && answered_)
+        callbacks_.connection(GST_WEBRTC_PEER_CONNECTION_STATE_FAILED);
+      else
+        fail(text_of(error.get(), more.get()));
       break;
     }
     case GST_MESSAGE_LATENCY:
@@ -405,6 +411,11 @@ void Peer::close() {
   channel_.reset();
   if (!pipeline_) return;
   // Stopping waits for the streaming threads, and for webrtcbin's own.
+  // Through webrtcbin the pipeline is a loop, which GStreamer warns of when its state changes.
+  const ElementPtr depay(gst_bin_get_by_name(GST_BIN(pipeline_.get()), "depay"));
+  const PadPtr sink(gst_element_get_static_pad(depay.get(), "sink"));
+  if (const PadPtr source(gst_pad_get_peer(sink.get())); source)
+    gst_pad_unlink(source.get(), sink.get());
   ++stopping_;
   std::thread([pipeline = gst_object_ref(pipeline_.get())] {
     gst_element_set_state(GST_ELEMENT(pipeline), GST_STATE_NULL);

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kMostConnections = 512;
 constexpr unsigned kRequestSeconds = 20;  // for a whole request to come in
-constexpr guint kTooManyRequests = 429;  // libsoup has no name for it
+constexpr guint kTooManyRequests = 429;   // libsoup has no name for it
 constexpr const char* kSdp = "application/sdp";
 constexpr const char* kCalls = "/calls/";
 constexpr const char* kPages = "/page";
@@ -187,6 +187,8 @@ void Server::begun(SoupServerMessage* message) {
     GSocket* const socket = soup_server_message_get_socket(message);
     if (socket != nullptr) g_socket_shutdown(socket, TRUE, TRUE, nullptr);
   };
+  // libsoup 3.2.3 does not notice that an idle client has closed its connection.
+  set_header(message, "Connection", "close");
   if (++connections_ > kMostConnections)
     watch->timer.start(0, cut);
   else
@@ -214,6 +216,13 @@ bool Server::admitted(SoupServerMessage* message, const std::string& path) {
     set_header(message, "Access-Control-Allow-Origin", origin);
     set_header(message, "Access-Control-Expose-Headers", "Location, Retry-After");
     set_header(message, "Vary", "Origin");
+  }
+  // Without a token only this computer may call; a page whose name was given its address may not.
+  if (settings_.token.empty() && !names_loopback(header(message, "Host"))) {
+    metrics_.offer_refused("origin");
+    refuse(message, SOUP_STATUS_FORBIDDEN, "host_not_allowed",
+           "without a token this server answers to localhost and its addresses only");
+    return false;
   }
   const bool calls = is_offer_path(path) || path.starts_with(kCalls);
   if (!calls && path != "/metrics") return true;

@@ -48,7 +48,7 @@ class Signalling(unittest.TestCase):
             status, headers, body = self.server.request("POST", path, offer(), **SDP)
             self.assertEqual((status, headers["Content-Type"]), (201, "application/sdp"))
             answer = body.decode()
-            for wanted in ("a=fingerprint:sha-256 ", "a=candidate:", "opus/48000", "a=sendrecv", "a=setup:active"):
+            for wanted in ("a=fingerprint:sha-256 ", "a=candidate:", "OPUS/48000/2", "a=sendrecv", "a=setup:active"):
                 self.assertIn(wanted, answer)
             self.assertEqual(self.server.request("DELETE", headers["Location"])[0], 200)
             self.assertEqual(self.server.error("DELETE", headers["Location"]), (404, "no_such_call"))
@@ -92,8 +92,9 @@ class Signalling(unittest.TestCase):
     def test_a_body_of_unknown_length(self):
         place = urllib.parse.urlsplit(self.server.url)
         with socket.create_connection((place.hostname, place.port), 30) as s:
-            s.sendall(b"POST /whip HTTP/1.1\r\nHost: x\r\nContent-Type: application/sdp\r\nTransfer-Encoding: chunked\r\n\r\n")
-            self.assertIn(b" 411 ", s.recv(1000))
+            s.sendall(b"POST /whip HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/sdp\r\nTransfer-Encoding: chunked\r\n\r\n"
+                      b"3\r\nv=0\r\n0\r\n\r\n")
+            self.assertEqual(s.makefile("rb").readline(), b"HTTP/1.1 411 Length Required\r\n")
 
     def test_full(self):
         taken = [self.server.request("POST", "/whip", offer(), **SDP) for _ in range(2)]
@@ -129,6 +130,12 @@ class Signalling(unittest.TestCase):
             self.assertTrue(self.server.request("GET", path)[1]["Content-Type"].startswith(kind))
         self.assertEqual(json.loads(self.server.request("GET", "/config.json")[2])["token_required"], False)
         self.assertEqual(self.server.request("GET", "/healthz")[0], 200)
+
+    def test_a_name_that_is_not_ours(self):
+        """A page of evil.example, whose name is given the address 127.0.0.1 while it is open."""
+        for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example"):
+            self.assertEqual(self.server.error("POST", "/whip", offer(), Host=host, Origin="http://" + host, **SDP),
+                             (403, "host_not_allowed"))
 
     def test_pages_elsewhere_may_not_call(self):
         self.assertEqual(self.server.error("POST", "/whip", offer(), Origin="https://evil.example", **SDP),
@@ -201,7 +208,7 @@ class Others(unittest.TestCase):
             self.assertIn(port, done.stderr)
 
     def test_help(self):
-        done = subprocess.run([os.environ["CALL_SERVER"], "--help"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([os.environ["CALL_SERVER"], "--help-all"], capture_output=True, text=True, timeout=60)
         self.assertEqual(done.returncode, 0)
         self.assertIn("--max-calls", done.stdout)
 
