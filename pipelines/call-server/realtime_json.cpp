@@ -46,8 +46,8 @@ MaybeError unsupported(const std::string& param, const std::string& why) {
 MaybeError check_members(const Json& object, const std::string& path,
                          std::initializer_list<Member> known) {
   for (const auto& [name, value] : object.items()) {
-    const auto member = std::find_if(known.begin(), known.end(),
-                                     [&name](const Member& m) { return name == m.name; });
+    const auto member = std::find_if(
+        known.begin(), known.end(), [&wanted = name](const Member& m) { return wanted == m.name; });
     const std::string param = path + excerpt(name);
     if (member == known.end())
       return error("unknown_parameter", param, "Unknown parameter: '" + param + "'.");
