@@ -166,7 +166,7 @@ void Conversation::append_rest(RealtimeResponse& response, std::string_view whol
 }
 
 void Conversation::finish(RealtimeResponse& response, const char* status, const char* reason,
-                          const Json& why) {
+                          const EventError* why) {
   response.done = true;
   RealtimeItem& item = *response.item;
   item.status = std::string_view(status) == "completed" ? "completed" : "incomplete";
@@ -185,7 +185,7 @@ void Conversation::finish(RealtimeResponse& response, const char* status, const 
   }
   Json details = {{"type", status}};
   if (*reason) details["reason"] = reason;
-  if (!why.is_null()) details["error"] = why;
+  if (why) details["error"] = {{"type", why->type}, {"code", why->code}, {"message", why->message}};
   if (item.status == "completed") details = nullptr;
   emit("response.done", {{"response", response_object(response, status, details)}});
 }
@@ -237,7 +237,7 @@ bool Conversation::clear_sound() {
 }
 
 void Conversation::fail(const EventError& why) {
-  if (responding()) finish(responses_.back(), "failed", "", error_object(why, nullptr));
+  if (responding()) finish(responses_.back(), "failed", "", &why);
 }
 
 RealtimeResponse* Conversation::playing() {

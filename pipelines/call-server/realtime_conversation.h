@@ -108,7 +108,7 @@ class Conversation {
   void append(RealtimeResponse& response, std::string_view text);
   void append_rest(RealtimeResponse& response, std::string_view whole);
   void finish(RealtimeResponse& response, const char* status, const char* reason,
-              const Json& why = nullptr);
+              const EventError* why = nullptr);
   void silence(RealtimeResponse& response);
   void truncate(RealtimeResponse& response, std::string_view heard);
   void commit(const std::string& item_id);

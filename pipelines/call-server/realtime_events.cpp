@@ -233,17 +233,12 @@ MaybeError read_content(const Json& item, std::string& joined) {
 MaybeError read_session(const Json& session, const std::vector<std::string>& voices,
                         RealtimeConfig& config) {
   if (!session.is_object()) return wrong_type("session", "an object");
-  RealtimeConfig changed = config;
-  changed.beta = is_beta(session, config.beta);
+  config.beta = is_beta(session, config.beta);
   if (auto bad =
-          changed.beta ? read_beta(session, voices, changed) : read_ga(session, voices, changed))
+          config.beta ? read_beta(session, voices, config) : read_ga(session, voices, config))
     return bad;
-  if (session.contains("instructions"))
-    if (auto bad =
-            read_string(session, "session.", "instructions", kAnyLength, changed.instructions))
-      return bad;
-  config = changed;
-  return {};
+  if (!session.contains("instructions")) return {};
+  return read_string(session, "session.", "instructions", kAnyLength, config.instructions);
 }
 
 MaybeError read_message(const Json& item, RealtimeItem& message) {

@@ -29,7 +29,7 @@ struct RealtimeItem {
   std::string text;
 };
 
-// All of the settings in `session` are taken into `config`, or an error says which is wrong.
+// Takes the settings in `session` into `config`; with an error, only some of them.
 MaybeError read_session(const Json& session, const std::vector<std::string>& voices,
                         RealtimeConfig& config);
 // The `item` of conversation.item.create: a user's message of text.

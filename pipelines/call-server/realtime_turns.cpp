@@ -212,8 +212,7 @@ void Conversation::answer_ended(uint64_t turn, AnswerEnd end, std::string_view t
   if (end == AnswerEnd::kComplete)
     finish(*response, "completed", "");
   else if (end == AnswerEnd::kFailed)
-    finish(*response, "failed", "",
-           error_object({"server_error", "The model failed.", "", "server_error"}, nullptr));
+    fail({"server_error", "The model failed.", "", "server_error"});
   else
     finish(*response, "incomplete", "max_output_tokens");
 }
