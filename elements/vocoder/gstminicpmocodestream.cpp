@@ -392,7 +392,10 @@ GstFlowReturn CodeStream::push(TensorPtr pcm) {
     playout_.add(gst_segment_to_running_time(&segment_, GST_FORMAT_TIME, pts), samples);
   }
   GST_LOG_OBJECT(element_, "push %" GST_PTR_FORMAT, buffer.get());
-  return gst_pad_push(srcpad_, buffer.release());
+  const GstFlowReturn flow = gst_pad_push(srcpad_, buffer.release());
+  // A queue before us sends EOS after an error: the tail would make the sink fail once more.
+  if (flow == GST_FLOW_ERROR) failed_ = true;
+  return flow;
 }
 
 }  // namespace minicpmo

@@ -128,7 +128,7 @@ class CodeStream {
   bool have_caps_ = false;
   bool counted_ = false;  // the segment is in bytes: time is counted
   bool in_answer_ = false;
-  bool failed_ = false;           // the vocoder failed: nothing more until the stream is reset
+  bool failed_ = false;           // we or those behind did: nothing more until the stream is reset
   bool first_ = false;            // the next buffer is the first of an answer
   guint64 speculative_turn_ = 0;  // not confirmed when its answer began
   bool live_ = false;             // upstream is: answers start when they come

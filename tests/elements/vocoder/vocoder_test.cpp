@@ -292,6 +292,27 @@ TEST_F(VocoderTest, BrokenChunkIsOneError) {
   EXPECT_EQ(h_->messages(GST_MESSAGE_ERROR).size(), 1u);
 }
 
+// A queue sends EOS after an error, and a sink that is given more says its error again.
+TEST_F(VocoderTest, NothingIsPushedAfterTheSinkFailed) {
+  start();
+  int pushed = 0;
+  gst_pad_add_probe(
+      h_->get()->sinkpad, GST_PAD_PROBE_TYPE_BUFFER,
+      [](GstPad*, GstPadProbeInfo* info, gpointer count) {
+        ++*static_cast<int*>(count);
+        gst_buffer_unref(GST_PAD_PROBE_INFO_BUFFER(info));
+        GST_PAD_PROBE_INFO_DATA(info) = nullptr;
+        GST_PAD_PROBE_INFO_FLOW_RETURN(info) = GST_FLOW_ERROR;
+        return GST_PAD_PROBE_HANDLED;
+      },
+      &pushed, nullptr);
+  EXPECT_EQ(h_->push(chunk(25, 0)), GST_FLOW_ERROR);
+  EXPECT_EQ(h_->push(chunk(25, 25)), GST_FLOW_ERROR);
+  h_->push_eos();
+  EXPECT_EQ(pushed, 1);
+  EXPECT_EQ(h_->take_order().back(), "eos");
+}
+
 TEST_F(VocoderTest, ExceptionStopsAtTheElement) {
   backend_.settings().throw_in_step = true;
   start();
