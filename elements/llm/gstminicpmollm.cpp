@@ -45,7 +45,8 @@
  *
  * ## Messages
  * Element message minicpmo/answer at the end of every answer: turn-id (guint64), text (all of it),
- * finish (stop, length, context, interrupted, discarded, empty), tokens (guint64).
+ * finish (stop, length, context, interrupted, discarded, empty), tokens (guint64, of the
+ * answer), context-used (guint64, positions of the context after it).
  * minicpmo/barge-in when one was not heard to its end: turn-id, heard-bytes (gint64, of its text;
  * -1: unknown), heard (text). PROGRESS (code "load") while the model loads.
  */

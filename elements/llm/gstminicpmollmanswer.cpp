@@ -273,20 +273,21 @@ std::optional<LlmWorker::Outcome> LlmWorker::say_again(Answer& answer) {
 
 void LlmWorker::finish_answer(const Answer& answer, const char* finish) {
   ensure_started();
+  const gint64 context_used = session_->context_used();
   gst_pad_push_event(src_, gst_minicpmo_event_new_answer_end(answer.turn_id, finish));
   {
     std::lock_guard lock(mutex_);
     stats_.tokens += answer.tokens;
     stats_.decode_time += answer.model_time;
     stats_.first_text_latency = answer.first_text;
-    stats_.context_used = session_->context_used();
+    stats_.context_used = context_used;
   }
   GST_INFO_OBJECT(element_, "turn %" G_GUINT64_FORMAT " answered (%s): \"%s\"", answer.turn_id,
                   finish, answer.text.c_str());
-  GstStructure* fields =
-      gst_structure_new("minicpmo/answer", "turn-id", G_TYPE_UINT64, answer.turn_id, "text",
-                        G_TYPE_STRING, answer.text.c_str(), "finish", G_TYPE_STRING, finish,
-                        "tokens", G_TYPE_UINT64, answer.tokens, nullptr);
+  GstStructure* fields = gst_structure_new(
+      "minicpmo/answer", "turn-id", G_TYPE_UINT64, answer.turn_id, "text", G_TYPE_STRING,
+      answer.text.c_str(), "finish", G_TYPE_STRING, finish, "tokens", G_TYPE_UINT64, answer.tokens,
+      "context-used", G_TYPE_UINT64, static_cast<guint64>(context_used), nullptr);
   gst_element_post_message(GST_ELEMENT(element_),
                            gst_message_new_element(GST_OBJECT(element_), fields));
 }

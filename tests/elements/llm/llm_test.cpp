@@ -398,11 +398,13 @@ TEST(MiniCpmoLlm, EachAnswerIsAMessage) {
   EXPECT_STREQ(gst_structure_get_name(fields), "minicpmo/answer");
   EXPECT_STREQ(gst_structure_get_string(fields, "text"), "You said 25 rows.");
   EXPECT_STREQ(gst_structure_get_string(fields, "finish"), "stop");
-  guint64 turn = 0, tokens = 0;
+  guint64 turn = 0, tokens = 0, context = 0;
   gst_structure_get_uint64(fields, "turn-id", &turn);
   gst_structure_get_uint64(fields, "tokens", &tokens);
+  gst_structure_get_uint64(fields, "context-used", &context);
   EXPECT_EQ(turn, 6u);
   EXPECT_EQ(tokens, 3u);  // 17 bytes in bursts of 8, one id each
+  EXPECT_EQ(context, 25u);  // of the fake: rows
 }
 
 TEST(MiniCpmoLlm, CapsOfAnotherWidthAreRefused) {
