@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 
+#include "common/gstminicpmospan.h"
 #include "common/gstminicpmotensormemory.h"
 #include "common/gstminicpmoturn.h"
 
@@ -368,7 +369,10 @@ GstFlowReturn AudioFramer::encode(size_t samples) {
 
   const GstClockTime begin = gst_util_get_timestamp();
   failed_ = true;  // also if it throws
-  auto embeddings = session_->step(pcm, gst_minicpmo_element_cancel_flag(element_));
+  auto embeddings = [&] {
+    const StageSpan span(element_, "encode", turn_id_, session_.get());
+    return session_->step(pcm, gst_minicpmo_element_cancel_flag(element_));
+  }();
   const GstClockTime spent = gst_util_get_timestamp() - begin;
   failed_ = !embeddings.ok() && embeddings.error().code != ErrorCode::kCancelled;
   if (!embeddings.ok()) return gst_minicpmo_element_post_error(element_, embeddings.error());

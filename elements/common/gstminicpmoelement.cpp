@@ -11,6 +11,7 @@
 #include "common/gst_ptr.h"
 #include "common/gstminicpmoerror.h"
 #include "common/gstminicpmomodel.h"
+#include "common/gstminicpmospan.h"
 #include "common/guard.h"
 
 using minicpmo::Engine;
@@ -419,6 +420,7 @@ static void gst_minicpmo_element_class_init(GstMiniCpmoElementClass* klass) {
   object_class->finalize = gst_minicpmo_element_finalize;
   GST_ELEMENT_CLASS(klass)->change_state = GST_DEBUG_FUNCPTR(gst_minicpmo_element_change_state);
   install_properties(object_class);
+  gst_minicpmo_span_install_signals(G_TYPE_FROM_CLASS(klass));
   gst_type_mark_as_plugin_api(GST_TYPE_MINICPMO_ELEMENT, static_cast<GstPluginAPIFlags>(0));
   gst_type_mark_as_plugin_api(GST_TYPE_MINICPMO_PRECISION, static_cast<GstPluginAPIFlags>(0));
   gst_type_mark_as_plugin_api(GST_TYPE_MINICPMO_COMPATIBILITY, static_cast<GstPluginAPIFlags>(0));

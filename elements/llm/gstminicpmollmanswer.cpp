@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/gstminicpmospan.h"
 #include "common/gstminicpmoturn.h"
 #include "llm/gstminicpmollmworker.h"
 
@@ -156,14 +157,20 @@ LlmWorker::Outcome LlmWorker::decode(Answer& answer) {
   if (answer.started) {
     if (const auto outcome = say_again(answer)) return *outcome;
   } else {
-    const Result<void> started = session_->start_answer(cancel_);
+    const Result<void> started = [&] {
+      const StageSpan span(element_, "prefill", answer.turn_id, session_.get());
+      return session_->start_answer(cancel_);
+    }();
     answer.model_time = elapsed_since(answer.start);
     if (!started.ok()) return after_error(started.error());
     answer.started = true;
   }
   while (answer.finish == FinishReason::kNone) {
     const auto begin = std::chrono::steady_clock::now();
-    const Result<Burst> burst = session_->next_burst(cancel_);
+    const Result<Burst> burst = [&] {
+      const StageSpan span(element_, "decode", answer.turn_id, session_.get());
+      return session_->next_burst(cancel_);
+    }();
     answer.model_time += elapsed_since(begin);
     if (!burst.ok()) return after_error(burst.error());
     answer.finish = burst->finish;

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/gstminicpmospan.h"
 #include "common/gstminicpmoturn.h"
 #include "common/guard.h"
 
@@ -132,6 +133,7 @@ bool LlmWorker::wait_for_room(std::unique_lock<std::mutex>& lock, const LlmComma
 }
 
 GstFlowReturn LlmWorker::push(LlmCommand command, const std::atomic<bool>* gone) {
+  command.handed_in = gst_util_get_timestamp();
   {
     std::unique_lock lock(mutex_);
     if (!wait_for_room(lock, command, gone)) return GST_FLOW_FLUSHING;
@@ -147,6 +149,7 @@ GstFlowReturn LlmWorker::push(LlmCommand command, const std::atomic<bool>* gone)
 }
 
 bool LlmWorker::try_push(LlmCommand command) {
+  command.handed_in = gst_util_get_timestamp();
   {
     std::lock_guard lock(mutex_);
     if (!active_ || flushing_ || eos_queued_ || flow_ != GST_FLOW_OK) return false;
@@ -376,7 +379,10 @@ void LlmWorker::prefill(const LlmCommand& command) {
   note_input(command);
   if (turn_full_ || !ready()) return;
   const auto start = std::chrono::steady_clock::now();
-  const Result<void> done = session_->prefill_audio(*command.embeddings, cancel_);
+  const Result<void> done = [&] {
+    const StageSpan span(element_, "prefill", turn_id_, session_.get(), command.handed_in);
+    return session_->prefill_audio(*command.embeddings, cancel_);
+  }();
   if (!done.ok()) {
     if (done.error().code == ErrorCode::kCancelled) return;
     if (done.error().code != ErrorCode::kContextFull) return fail(done.error());
@@ -394,7 +400,12 @@ void LlmWorker::message(const LlmCommand& command) {
   ensure_started();
   if (!ready()) return;
   const auto start = std::chrono::steady_clock::now();
-  const Result<void> done = session_->prefill_text(command.text, cancel_);
+  const guint64 open = turn_id_ != 0 ? turn_id_ : last_turn_id_ + 1;
+  const Result<void> done = [&] {
+    const StageSpan span(element_, "prefill", command.turn_id != 0 ? command.turn_id : open,
+                         session_.get(), command.handed_in);
+    return session_->prefill_text(command.text, cancel_);
+  }();
   if (!done.ok()) {
     if (done.error().code == ErrorCode::kCancelled) return;
     if (done.error().code != ErrorCode::kContextFull) return fail(done.error());

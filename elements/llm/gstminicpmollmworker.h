@@ -61,6 +61,7 @@ struct LlmCommand {
   guint64 turn_id = 0;                              // 0: the open turn, or the next one
   GstClockTime end = GST_CLOCK_TIME_NONE;           // running time of the end of this input
   GstClockTime capture_time = GST_CLOCK_TIME_NONE;  // running time of the user's last sample
+  GstClockTime handed_in = GST_CLOCK_TIME_NONE;     // gst_util_get_timestamp() of push()
   bool from_text_sink = false;
   int64_t heard_bytes = -1;
 };

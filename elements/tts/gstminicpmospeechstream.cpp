@@ -8,6 +8,7 @@
 #include <fstream>
 #include <utility>
 
+#include "common/gstminicpmospan.h"
 #include "common/gstminicpmotensormemory.h"
 #include "common/gstminicpmoturn.h"
 #include "common/guard.h"
@@ -214,7 +215,10 @@ GstFlowReturn SpeechStream::begin_answer(GstBuffer* from) {
 GstFlowReturn SpeechStream::step() {
   while (!said_all_) {
     const auto begin = std::chrono::steady_clock::now();
-    const auto chunk = session_->step(gst_minicpmo_element_cancel_flag(element_));
+    const auto chunk = [&] {
+      const StageSpan span(element_, "speech", turn_id_, session_.get());
+      return session_->step(gst_minicpmo_element_cancel_flag(element_));
+    }();
     const auto time = std::chrono::steady_clock::now() - begin;
     {
       std::lock_guard lock(mutex_);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "common/gstminicpmospan.h"
 #include "common/gstminicpmotensormemory.h"
 
 GST_DEBUG_CATEGORY_EXTERN(gst_minicpmo_vocoder_debug);
@@ -334,7 +335,10 @@ GstFlowReturn CodeStream::decode(const Tensor& codes, bool segment_start) {
   rows_out_ += rows;
   const GstClockTime begin = gst_util_get_timestamp();
   failed_ = true;  // also if it throws
-  auto pcm = session_->step(codes, segment_start, gst_minicpmo_element_cancel_flag(element_));
+  auto pcm = [&] {
+    const StageSpan span(element_, "vocoder", turn_id_, session_.get());
+    return session_->step(codes, segment_start, gst_minicpmo_element_cancel_flag(element_));
+  }();
   const GstClockTime spent = gst_util_get_timestamp() - begin;
   if (!pcm.ok()) return fail(pcm.error());
   failed_ = false;
