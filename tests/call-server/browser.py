@@ -1,12 +1,14 @@
-"""Chromium on the page of minicpmo-call-server, with a microphone that hears a WAV file, or with none.
+"""Chromium on the page of minicpmo-call-server, with a microphone that hears a WAV file or a room, or with none.
 
 Runs with the Python of Debian's packages chromium-driver and python3-selenium.
 """
 import base64
+import os
 import pathlib
 import subprocess
 import wave
 
+from room import Room
 from running_server import LIMIT, wait_for
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -17,12 +19,13 @@ FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
          # Timers and sound go on in a window that another one covers.
          "--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding"]
 # The fake microphone does not hear the loudspeaker. Chromium's echo canceller takes a while to find that out, and until then
-# keeps back what is said into an answer.
-NO_ECHO = """
+# keeps back what is said into an answer: only a room has an echo to cancel.
+MICROPHONE = """
 const ask = MediaDevices.prototype.getUserMedia;
 MediaDevices.prototype.getUserMedia = function (constraints) {
   window.asked = constraints;
-  const stream = ask.call(this, {audio: {...constraints.audio, echoCancellation: false}});
+  const {echoCancellation} = constraints.audio;
+  const stream = ask.call(this, {audio: {...constraints.audio, echoCancellation: echoCancellation && IN_ROOM}});
   stream.then(() => { window.heardSince = performance.now(); }, () => {});
   return stream;
 };
@@ -68,18 +71,22 @@ def microphone_file(path: pathlib.Path, *parts: float | pathlib.Path) -> pathlib
 
 
 class Browser:
-    def __init__(self, url: str, *flags: str, hears: pathlib.Path | None = None):
+    def __init__(self, url: str, *flags: str, hears: pathlib.Path | None = None, room: Room | None = None):
         options = webdriver.ChromeOptions()
         options.binary_location = "/usr/bin/chromium"
         if hears:
             flags += ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
                       f"--use-file-for-fake-audio-capture={hears}%noloop")
+        if room:
+            flags += ("--use-fake-ui-for-media-stream",)
         for flag in (*FLAGS, *flags):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.driver = webdriver.Chrome(service=Service("/usr/bin/chromedriver"), options=options)
+        service = Service("/usr/bin/chromedriver", env=dict(os.environ, **room.environment) if room else None)
+        self.driver = webdriver.Chrome(service=service, options=options)
         self.driver.set_script_timeout(LIMIT)
-        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": NO_ECHO})
+        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {
+            "source": MICROPHONE.replace("IN_ROOM", str(room is not None).lower())})
         self.open(url)
 
     def open(self, url: str):

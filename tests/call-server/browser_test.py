@@ -14,6 +14,7 @@ import wave
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "support"))
 import tap  # noqa: E402
 from browser import Browser, microphone_file  # noqa: E402
+from room import Room  # noqa: E402
 from running_server import SOURCE, Server, wait_for  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -134,6 +135,27 @@ class SpokenCall(Page):
             print(f"# heard: {' '.join(said)}")
             self.assertGreaterEqual(difflib.SequenceMatcher(None, said, words(text)).ratio(), 0.5, said)
         print(f"# concealed {call['concealed']:.4%} of {call['stats']['totalSamplesReceived']} samples")
+
+    def test_the_echo_of_an_answer_is_no_barge_in_but_a_question_is(self):
+        with Room() as room, Browser(self.server().url, room=room) as browser:
+            browser.call()
+            browser.record()
+            browser.wait_state("listening")
+            time.sleep(1)  # of silence, as before most questions
+            room.say(SAMPLES / CAPITAL)
+            browser.wait_state("speaking")
+            browser.wait_state("listening")
+            room.say(SAMPLES / COUNT)
+            browser.wait_state("speaking")
+            time.sleep(3)  # of 6.8 s
+            room.say(SAMPLES / LIGHT_BULB)
+            wait_for(lambda: len(browser.answers()) == 3, "the third answer")
+            browser.wait_state("listening")
+            recording, captions = browser.recording(), browser.captions()
+        self.assertEqual([s for _, s in recording["states"]],
+                         ["listening", *["hearing", "thinking", "speaking", "listening"], *["hearing", "thinking", "speaking"],
+                          *["hearing", "thinking", "speaking", "listening"]])
+        self.check_captions(captions)
 
     def test_push_to_talk_with_the_space_key(self):
         server = self.server()
