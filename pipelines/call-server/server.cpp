@@ -4,6 +4,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "form.h"
 #include "offer.h"
 
 namespace minicpmo::call_server {
@@ -71,31 +72,17 @@ std::string body_of(SoupServerMessage* message) {
   return body;
 }
 
-// The fields of a multipart/form-data body; empty if it is none.
-std::map<std::string, std::string> form_of(SoupServerMessage* message) {
-  std::map<std::string, std::string> fields;
-  GBytes* const body = soup_message_body_flatten(soup_server_message_get_request_body(message));
-  SoupMultipart* const parts =
-      soup_multipart_new_from_message(soup_server_message_get_request_headers(message), body);
-  g_bytes_unref(body);
-  if (parts == nullptr) return fields;
-  for (int i = 0; i < soup_multipart_get_length(parts); ++i) {
-    SoupMessageHeaders* headers = nullptr;
-    GBytes* data = nullptr;
-    char* disposition = nullptr;
-    GHashTable* parameters = nullptr;
-    if (soup_multipart_get_part(parts, i, &headers, &data) &&
-        soup_message_headers_get_content_disposition(headers, &disposition, &parameters)) {
-      const auto* const name = static_cast<const char*>(g_hash_table_lookup(parameters, "name"));
-      gsize size = 0;
-      const auto* const bytes = static_cast<const char*>(g_bytes_get_data(data, &size));
-      if (name != nullptr) fields[name] = std::string(bytes != nullptr ? bytes : "", size);
-      g_free(disposition);
-      g_hash_table_unref(parameters);
-    }
-  }
-  soup_multipart_free(parts);
-  return fields;
+// Of the Content-Type.
+std::string boundary_of(SoupServerMessage* message) {
+  GHashTable* parameters = nullptr;
+  std::string boundary;
+  if (soup_message_headers_get_content_type(soup_server_message_get_request_headers(message),
+                                            &parameters) == nullptr)
+    return boundary;
+  const auto* const value = static_cast<const char*>(g_hash_table_lookup(parameters, "boundary"));
+  if (value != nullptr) boundary = value;
+  g_hash_table_unref(parameters);
+  return boundary;
 }
 
 bool is_offer_path(const std::string& path) {
@@ -168,6 +155,10 @@ Result<void> Server::listen() {
                ""};
 }
 
+void Server::accept(GIOStream* stream, GSocketAddress* local, GSocketAddress* remote) {
+  soup_server_accept_iostream(soup_, stream, local, remote, nullptr);
+}
+
 std::string Server::url() const {
   GSList* const uris = soup_server_get_uris(soup_);
   if (uris == nullptr) return "";
@@ -187,8 +178,7 @@ void Server::begun(SoupServerMessage* message) {
     GSocket* const socket = soup_server_message_get_socket(message);
     if (socket != nullptr) g_socket_shutdown(socket, TRUE, TRUE, nullptr);
   };
-  // libsoup 3.2.3 does not notice that an idle client has closed its connection.
-  set_header(message, "Connection", "close");
+  set_header(message, "Connection", "close");  // of libsoup's own replies, too
   if (++connections_ > kMostConnections)
     watch->timer.start(0, cut);
   else
@@ -207,16 +197,22 @@ void Server::begun(SoupServerMessage* message) {
       watch);
 }
 
+// Of every reply. libsoup sends what is set with "100 Continue", and forgets it.
+void Server::common_headers(SoupServerMessage* message) {
+  // libsoup 3.2.3 does not notice that an idle client has closed its connection.
+  set_header(message, "Connection", "close");
+  const std::string origin = header(message, "Origin");
+  if (origin.empty() || !origin_allowed(origin, header(message, "Host"), settings_.origins)) return;
+  set_header(message, "Access-Control-Allow-Origin", origin);
+  set_header(message, "Access-Control-Expose-Headers", "Location, Retry-After");
+  set_header(message, "Vary", "Origin");
+}
+
 // What can be refused by its headers alone. A status that is set here ends the request.
 bool Server::admitted(SoupServerMessage* message, const std::string& path) {
   const std::string origin = header(message, "Origin");
   const std::string method = soup_server_message_get_method(message);
-  const bool ours = origin_allowed(origin, header(message, "Host"), settings_.origins);
-  if (!origin.empty() && ours) {
-    set_header(message, "Access-Control-Allow-Origin", origin);
-    set_header(message, "Access-Control-Expose-Headers", "Location, Retry-After");
-    set_header(message, "Vary", "Origin");
-  }
+  common_headers(message);
   // Without a token only this computer may call; a page whose name was given its address may not.
   if (settings_.token.empty() && !names_loopback(header(message, "Host"))) {
     metrics_.offer_refused("origin");
@@ -227,7 +223,7 @@ bool Server::admitted(SoupServerMessage* message, const std::string& path) {
   const bool calls = is_offer_path(path) || path.starts_with(kCalls);
   if (!calls && path != "/metrics") return true;
   if (method == "OPTIONS") return true;
-  if (!ours) {
+  if (!origin_allowed(origin, header(message, "Host"), settings_.origins)) {
     metrics_.offer_refused("origin");
     refuse(message, SOUP_STATUS_FORBIDDEN, "origin_not_allowed",
            "pages of " + origin + " may not call here; allow them with --origin");
@@ -259,6 +255,7 @@ bool Server::admitted(SoupServerMessage* message, const std::string& path) {
 void Server::handle(SoupServerMessage* message, const std::string& path) {
   const std::string method = soup_server_message_get_method(message);
   const bool reading = method == "GET" || method == "HEAD";
+  common_headers(message);
   if (method == "OPTIONS") {
     set_header(message, "Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
     set_header(message, "Access-Control-Allow-Headers", "Authorization, Content-Type");
@@ -356,7 +353,7 @@ void Server::offered(SoupServerMessage* message, const std::string& path) {
   const std::string content = type != nullptr ? type : "";
   if (content == kSdp) return start_call(message, body_of(message), "");
   if (content == "multipart/form-data" && path != "/whip") {
-    const auto form = form_of(message);
+    const auto form = read_form(body_of(message), boundary_of(message));
     const auto sdp = form.find("sdp"), config = form.find("session");
     if (sdp != form.end())
       return start_call(message, sdp->second, config != form.end() ? config->second : "");

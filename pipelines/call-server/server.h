@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "admission.h"
 #include "call.h"
 #include "common/result.h"
-#include "admission.h"
 #include "metrics.h"
 #include "settings.h"
 
@@ -27,6 +27,8 @@ class Server {
 
   // kFailed if the port cannot be had.
   Result<void> listen();
+  // Serves a connection that came in otherwise.
+  void accept(GIOStream* stream, GSocketAddress* local, GSocketAddress* remote);
   // http://ADDRESS:PORT/
   std::string url() const;
   // Refuses new calls, lets those being answered finish for settings.drain_timeout_s at most, ends
@@ -36,6 +38,7 @@ class Server {
  private:
   struct Pending;  // an offer whose answer is being made
   void begun(SoupServerMessage* message);
+  void common_headers(SoupServerMessage* message);
   bool admitted(SoupServerMessage* message, const std::string& path);
   void handle(SoupServerMessage* message, const std::string& path);
   void offered(SoupServerMessage* message, const std::string& path);
