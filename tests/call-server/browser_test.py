@@ -204,6 +204,25 @@ class WithoutMicrophone(Page):
         self.assertEqual([(c["who"], c["text"]) for c in browser.captions()],
                          [("user", QUESTION), ("model", REPLIES[CAPITAL])])
 
+    def test_voice_and_system_prompt(self):
+        server = self.server("--voice", f"alto={SAMPLES / CAPITAL}", "--system-prompt", "Be kind.")
+        browser = self.browser(server, "--deny-permission-prompts")
+        browser.driver.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+        wait_for(lambda: len(browser.element("voice").find_elements(By.TAG_NAME, "option")) == 2, "the voices")
+        browser.call()
+        wait_for(lambda: browser.js("return callState.session"), "the server's settings")
+        self.assertEqual(self.settings(browser), ("default", "Be kind."))
+        browser.element("call").click()
+        browser.element("voice").send_keys("alto")
+        browser.element("instructions").send_keys("Be brief.")
+        self.type_and_hear(browser)
+        self.assertEqual(self.settings(browser), ("alto", "Be brief."))
+
+    @staticmethod
+    def settings(browser: Browser) -> tuple[str, str]:
+        session = browser.js("return callState.session")
+        return session["audio"]["output"]["voice"], session["instructions"]
+
     def test_refused(self):
         browser = self.browser(self.server(), "--deny-permission-prompts", "--use-fake-device-for-media-stream")
         self.type_and_hear(browser)

@@ -246,6 +246,9 @@ function interrupted(event) {
 }
 
 const EVENTS = {
+  "session.updated"({session}) {
+    talk.session = session;
+  },
   "input_audio_buffer.speech_started"({item_id, audio_start_ms}) {
     talk.hearing = true;
     talk.turn = {from: audio_start_ms, caption: add_caption("user", "speaks…"), committed: false};
@@ -409,7 +412,7 @@ function start() {
   audio ??= new AudioContext();
   audio.resume();
   talk = {hearing: false, thinking: false, responding: false, sounding: false, held: false, latest: null, turn_end: null,
-          turn: null, turns: new Map(), answers: new Map(), answers_by_item: new Map()};
+          session: null, turn: null, turns: new Map(), answers: new Map(), answers_by_item: new Map()};
   call = new Call(config, page.token.value, audio, {
     onopen() {
       typing(true);
@@ -489,6 +492,7 @@ window.callState = {
   get state() { return page.state.dataset.state; },
   get captions() { return captions.map(({item, ...rest}) => rest); },
   get remote() { return remote; },
+  get session() { return talk?.session ?? null; },
   levels,
   async stats() {
     const all = [...(await call?.pc?.getStats() ?? new Map()).values()];
