@@ -87,6 +87,13 @@ PeerCallbacks Call::callbacks() {
           .sound_begins = [this](uint64_t turn) { sound_begins(turn); },
           .sound_ends = [this](uint64_t turn, unsigned ms) { sound_ends(turn, ms); },
           .sound_dropped = [this] { sound_end_.stop(); },
+          .wrong_certificate =
+              [this] {
+                const auto self = shared_from_this();
+                g_warning("call %s: the client's certificate is not the offer's (a=fingerprint)",
+                          id_.c_str());
+                end("fingerprint");
+              },
           .failed =
               [this](const std::string& message) {
                 const auto self = shared_from_this();

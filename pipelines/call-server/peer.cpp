@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "certificate.h"
 #include "common/gstminicpmoturn.h"
 #include "main_thread.h"
 
@@ -25,7 +26,7 @@ constexpr const char* kPipeline = R"(
     ! audio/x-raw,format=F32LE,rate=24000,channels=1 ! audiomixer name=mixer
     ! audioconvert ! audioresample
     ! opusenc audio-type=voice frame-size=20 bitrate=32000 inband-fec=true packet-loss-percentage=5
-    ! rtpopuspay pt=%d ! application/x-rtp,media=audio,encoding-name=OPUS,payload=%d ! rtc.
+    ! rtpopuspay name=pay pt=%d ! application/x-rtp,media=audio,encoding-name=OPUS,payload=%d ! rtc.
 )";
 
 using WeakPeer = std::weak_ptr<Peer>;
@@ -70,6 +71,7 @@ Result<std::shared_ptr<Peer>> Peer::make(const Settings& settings, const Offer& 
                                          PeerCallbacks callbacks) {
   std::shared_ptr<Peer> peer(new Peer);
   peer->callbacks_ = std::move(callbacks);
+  peer->fingerprints_ = offer.fingerprints;
   const auto built = peer->build(settings, offer);
   if (!built.ok()) return built.error();
   return peer;
@@ -136,6 +138,14 @@ void Peer::connect_signals() {
       },
       self);
   connect(
+      rtc_.get(), "deep-element-added",
+      +[](GstBin*, GstBin*, GstElement* element, gpointer data) {
+        const GstElementFactory* const factory = gst_element_get_factory(element);
+        if (factory == nullptr || g_strcmp0(GST_OBJECT_NAME(factory), "dtlsdec") != 0) return;
+        if (const auto peer = lock(data)) peer->transport_added(element);
+      },
+      self);
+  connect(
       rtc_.get(), "on-data-channel",
       +[](GstElement*, GstWebRTCDataChannel* channel, gpointer data) {
         const auto peer = lock(data);
@@ -170,8 +180,15 @@ void Peer::add_probes() {
   };
   add("depay", "sink", GST_PAD_PROBE_TYPE_BUFFER,
       [](GstPad*, GstPadProbeInfo*, gpointer data) -> GstPadProbeReturn {
-        if (const auto peer = lock(data)) peer->last_packet_ = g_get_monotonic_time();
+        const auto peer = lock(data);
+        if (!peer || !peer->trusted()) return GST_PAD_PROBE_DROP;
+        peer->last_packet_ = g_get_monotonic_time();
         return GST_PAD_PROBE_OK;
+      });
+  add("pay", "src", GST_PAD_PROBE_TYPE_BUFFER,
+      [](GstPad*, GstPadProbeInfo*, gpointer data) -> GstPadProbeReturn {
+        const auto peer = lock(data);
+        return peer && peer->trusted() ? GST_PAD_PROBE_OK : GST_PAD_PROBE_DROP;
       });
   add("words", "sink", GST_PAD_PROBE_TYPE_BUFFER,
       [](GstPad*, GstPadProbeInfo* info, gpointer data) -> GstPadProbeReturn {
@@ -287,6 +304,45 @@ void Peer::create_answer() {
   g_signal_emit_by_name(rtc_.get(), "create-answer", nullptr, promise);
 }
 
+// webrtcbin 1.22 takes any certificate, so it is compared with the offer's fingerprints here.
+// dtlsdec shows it in the middle of the handshake: before there are keys, it is known whose they
+// will be.
+void Peer::transport_added(GstElement* dtls) {
+  struct Transport {
+    WeakPeer peer;
+    bool shown = false;
+  };
+  ++transports_;
+  g_signal_connect_data(
+      dtls, "notify::peer-pem", G_CALLBACK(+[](GstElement* element, GParamSpec*, gpointer data) {
+        auto* const transport = static_cast<Transport*>(data);
+        const auto peer = transport->peer.lock();
+        gchar* raw = nullptr;
+        g_object_get(element, "peer-pem", &raw, nullptr);
+        const GCharPtr pem(raw);
+        const bool first = !std::exchange(transport->shown, true);
+        if (peer) peer->certificate_shown(raw != nullptr ? raw : "", first);
+      }),
+      new Transport{weak_from_this()},
+      [](gpointer data, GClosure*) { delete static_cast<Transport*>(data); },
+      static_cast<GConnectFlags>(0));
+}
+
+// On the thread of the network.
+void Peer::certificate_shown(const std::string& pem, bool first) {
+  if (!certificate_matches(pem, fingerprints_)) {
+    wrong_certificate_ = true;
+    post([](Peer& p) { p.callbacks_.wrong_certificate(); });
+  } else if (first) {
+    ++verified_;
+  }
+}
+
+// Until then nothing passes, in or out.
+bool Peer::trusted() const {
+  return !wrong_certificate_ && verified_ > 0 && verified_ == transports_;
+}
+
 // No trickle: the answer goes out when it holds all candidates.
 void Peer::gathered() {
   GstWebRTCICEGatheringState state;
@@ -323,7 +379,7 @@ void Peer::channel_added(GstWebRTCDataChannel* channel) {
       channel, "on-message-string",
       +[](GstWebRTCDataChannel*, gchar* text, gpointer data) {
         const auto peer = lock(data);
-        if (!peer) return;
+        if (!peer || !peer->trusted()) return;
         peer->post([message = std::string(text != nullptr ? text : "")](Peer& p) {
           p.callbacks_.message(message);
         });
@@ -347,7 +403,7 @@ void Peer::channel_added(GstWebRTCDataChannel* channel) {
 
 // Told twice if the channel was open already.
 void Peer::channel_open() {
-  if (!std::exchange(channel_open_, true)) callbacks_.channel_open();
+  if (trusted() && !std::exchange(channel_open_, true)) callbacks_.channel_open();
 }
 
 void Peer::send(const std::string& message) {

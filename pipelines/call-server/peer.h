@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "common/gst_ptr.h"
 #include "common/result.h"
@@ -31,6 +32,8 @@ struct PeerCallbacks {
   std::function<void(uint64_t turn)> sound_begins;
   std::function<void(uint64_t turn, unsigned milliseconds)> sound_ends;
   std::function<void()> sound_dropped;
+  // Somebody else than the offer's client: nothing was heard from it, and nothing told to it.
+  std::function<void()> wrong_certificate;
   std::function<void(const std::string&)> failed;  // the pipeline cannot go on
 };
 
@@ -61,6 +64,9 @@ class Peer : public std::enable_shared_from_this<Peer> {
   void add_probes();
   void offered(const std::string& sdp);
   void create_answer();
+  void transport_added(GstElement* dtls);
+  void certificate_shown(const std::string& pem, bool first);
+  bool trusted() const;
   void pad_added(GstPad* pad);
   void channel_added(GstWebRTCDataChannel* channel);
   void channel_open();
@@ -75,6 +81,9 @@ class Peer : public std::enable_shared_from_this<Peer> {
   std::shared_ptr<GstWebRTCDataChannel> channel_;
   std::atomic<bool> has_channel_{false};
   guint bus_watch_ = 0;
+  std::vector<std::string> fingerprints_;  // of the offer
+  std::atomic<int> transports_{0}, verified_{0};
+  std::atomic<bool> wrong_certificate_{false};
   bool closed_ = false, answered_ = false, channel_open_ = false;
   std::atomic<gint64> last_packet_{0};  // g_get_monotonic_time()
   // Of the thread that sends the answers' sound.

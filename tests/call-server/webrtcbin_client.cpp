@@ -1,10 +1,11 @@
 // A caller of minicpmo-call-server made of webrtcbin. Offers Opus and a data channel.
 //
-//   webrtcbin_client URL RECORDING
+//   webrtcbin_client URL RECORDING [SETUP]
 //     says and does what standard input asks, a line each: "say FILE.wav" (16 kHz, mono), "send
 //     JSON", "hang-up"; writes to standard output what happens, a JSON object each: {"at": bytes of
 //     the recording so far, "event": what came over the data channel}, at last {"hung_up": status}.
-//     RECORDING is raw S16LE at 16 kHz, mono.
+//     RECORDING is raw S16LE at 16 kHz, mono. SETUP stands in the offer instead of
+//     a=setup:actpass.
 //   webrtcbin_client --calls N URL
 //     N calls, one after the other, each until its data channel is open and sound has come.
 #include <gio/gio.h>
@@ -118,6 +119,7 @@ class Caller {
   Caller(const Caller&) = delete;
   Caller& operator=(const Caller&) = delete;
 
+  std::string setup;  // instead of a=setup:actpass
   std::function<void(const nlohmann::json& event)> on_event;
   std::function<void()> on_sound;  // once
 
@@ -230,8 +232,11 @@ class Caller {
     g_object_get(rtc_.get(), "local-description", &offer, nullptr);
     const GCharPtr text(gst_sdp_message_as_text(offer->sdp));
     gst_webrtc_session_description_free(offer);
-    std::string body;
-    const guint status = request("POST", url_ + "/whip", text.get(), &body, &location_);
+    std::string sdp_text = text.get(), body;
+    static const std::string actpass = "a=setup:actpass";
+    for (size_t at = 0; !setup.empty() && (at = sdp_text.find(actpass, at)) != std::string::npos;)
+      sdp_text.replace(at, actpass.size(), setup);
+    const guint status = request("POST", url_ + "/whip", sdp_text, &body, &location_);
     if (status != SOUP_STATUS_CREATED)
       fail("the offer was refused: " + std::to_string(status) + " " + body);
     GstSDPMessage* sdp = nullptr;
@@ -258,8 +263,10 @@ class Caller {
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
-int one_call(GMainLoop* loop, const std::string& url, const std::string& recording) {
+void one_call(GMainLoop* loop, const std::string& url, const std::string& recording,
+              const std::string& setup) {
   Caller caller(url, recording);
+  caller.setup = setup;
   caller.on_event = [&](const nlohmann::json& event) {
     tell({{"at", caller.heard_bytes()}, {"event", event}});
   };
@@ -287,7 +294,6 @@ int one_call(GMainLoop* loop, const std::string& url, const std::string& recordi
       &obey);
   g_main_loop_run(loop);
   g_io_channel_unref(input);
-  return 0;
 }
 
 void many_calls(GMainLoop* loop, int calls, const std::string& url) {
@@ -319,10 +325,10 @@ int main(int argc, char** argv) {
   GMainLoop* const loop = g_main_loop_new(nullptr, FALSE);
   if (argc == 4 && std::strcmp(argv[1], "--calls") == 0)
     many_calls(loop, std::atoi(argv[2]), argv[3]);
-  else if (argc == 3)
-    one_call(loop, argv[1], argv[2]);
+  else if (argc == 3 || argc == 4)
+    one_call(loop, argv[1], argv[2], argc == 4 ? argv[3] : "");
   else
-    fail("URL RECORDING, or --calls N URL");
+    fail("URL RECORDING [SETUP], or --calls N URL");
   g_main_loop_unref(loop);
   return 0;
 }

@@ -12,10 +12,10 @@ RATE = 16000
 
 
 class Client:
-    def __init__(self, url: str, recording: pathlib.Path):
+    def __init__(self, url: str, recording: pathlib.Path, setup: str = ""):
         self.recording = recording
         self.told: list[dict] = []
-        self.process = subprocess.Popen([os.environ["WEBRTCBIN_CLIENT"], url, str(recording)], stdin=subprocess.PIPE,
+        self.process = subprocess.Popen([os.environ["WEBRTCBIN_CLIENT"], url, str(recording), *filter(None, [setup])], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True)
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -60,7 +60,10 @@ class Client:
         def find():
             assert self.process.poll() is None, "the caller ended"
             return self.of(kind)[count - 1:count]
-        return wait_for(find, f"{kind} number {count}")[0]
+        try:
+            return wait_for(find, f"{kind} number {count}")[0]
+        except AssertionError as late:
+            raise AssertionError(f"{late}; events: {[t.get('event', {}).get('type') for t in self.told]}") from None
 
     def sound(self, begin: float, end: float) -> numpy.ndarray:
         """Int16, at RATE."""

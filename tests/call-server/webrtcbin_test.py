@@ -40,6 +40,19 @@ class Webrtcbin(unittest.TestCase):
         self.check_events(client)
         self.check_sound(client)
 
+    def test_the_caller_is_the_dtls_client(self):
+        """aiortc cannot be one: webrtcbin has an RSA key, and none of its ciphers is for that."""
+        folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        server = self.enterContext(Server())
+        client = self.enterContext(Client(server.url, folder / "sound.raw", "a=setup:active"))
+        client.event("session.created")
+        self.assertEqual(client.hang_up(), 200)
+        other = "a=setup:active\r\na=fingerprint:sha-512 " + ":".join(["AB"] * 64)
+        client = self.enterContext(Client(server.url, folder / "other.raw", other))
+        wait_for(lambda: any("a=fingerprint" in line for line in server.log), "the call is refused")
+        self.assertEqual(client.told, [])
+        self.assertEqual((folder / "other.raw").read_bytes(), b"")
+
     def check_events(self, client: Client):
         self.assertEqual(client.of("error"), [])
         self.assertEqual([e["response"]["status"] for e in client.of("response.done")], ["completed", "cancelled", "completed"])
