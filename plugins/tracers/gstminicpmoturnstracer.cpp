@@ -299,4 +299,5 @@ static void gst_minicpmo_turns_tracer_class_init(GstMiniCpmoTurnsTracerClass* kl
 
 static void gst_minicpmo_turns_tracer_init(GstMiniCpmoTurnsTracer* self) {
   self->tracer = new Tracer;
+  GST_OBJECT_FLAG_SET(self, GST_OBJECT_FLAG_MAY_BE_LEAKED);
 }

@@ -242,14 +242,7 @@ void PipelineTrace::event(GstPad* pad, PadInfo& info, GstEvent* event) {
   if (!custom && type != GST_EVENT_GAP && type != GST_EVENT_EOS && type != GST_EVENT_FLUSH_START)
     return;
   Passing at{info, gst_util_get_timestamp()};
-  if (info.element.role == Role::kTurn && custom) {
-    GstElement* element = gst_pad_get_parent_element(pad);
-    if (element == nullptr) return;
-    if (gst_event_has_name(event, GST_MINICPMO_EVENT_TURN_START))
-      begin_turn(element, uint64_of(event, "turn-id", 0));
-    at.running_now = gst_element_get_current_running_time(element);
-    gst_object_unref(element);
-  }
+  if (custom) note_before(at, pad, event);
   if (info.side == Side::kNone) return;
   {
     std::lock_guard lock(mutex_);
@@ -258,13 +251,36 @@ void PipelineTrace::event(GstPad* pad, PadInfo& info, GstEvent* event) {
     } else if (type == GST_EVENT_EOS) {
       info.eos = at.now;
     } else if (type == GST_EVENT_FLUSH_START) {
-      note_flush(info);
+      note_flush(at);
     } else if (Turn* turn = known(info.answering)) {
       note_burst(at, *turn);  // without text
     }
   }
   note_queue(pad, info, at.entered);
   if (at.ends_turn) tell(false);
+}
+
+// What needs other elements, and so must not wait for our lock.
+void PipelineTrace::note_before(Passing& at, GstPad* pad, GstEvent* event) {
+  const bool starts = gst_event_has_name(event, GST_MINICPMO_EVENT_TURN_START);
+  const bool ends =
+      at.info.element.role == Role::kTurn && gst_event_has_name(event, GST_MINICPMO_EVENT_TURN_END);
+  if (!starts && !ends) return;
+  GstElement* element = gst_pad_get_parent_element(pad);
+  if (element == nullptr) return;
+  if (ends) at.running_now = gst_element_get_current_running_time(element);
+  if (starts) {
+    const guint64 id = uint64_of(event, "turn-id", 0);
+    bool unknown;
+    {
+      std::lock_guard lock(mutex_);
+      // Numbers start anew with a new stream.
+      if (at.info.element.role == Role::kTurn) turns_.erase(id);
+      unknown = known(id) == nullptr;
+    }
+    if (unknown && id != 0) begin_turn(element, id);
+  }
+  gst_object_unref(element);
 }
 
 void PipelineTrace::note_custom(Passing& at, GstEvent* event) {
@@ -332,9 +348,14 @@ void PipelineTrace::note_answer_end(Passing& at, GstEvent* event, Turn& turn) {
 }
 
 // An interruption silences what is on its way.
-void PipelineTrace::note_flush(const PadInfo& info) {
+void PipelineTrace::note_flush(Passing& at) {
   Turn* turn = known(sounding_);
-  if (turn != nullptr && info.element.role == Role::kLanguageModel) turn->flushed = true;
+  if (turn == nullptr || at.info.element.role != Role::kLanguageModel) return;
+  turn->flushed = true;
+  if (!turn->ended) return;
+  turn->finish = "interrupted";  // made to its end, but not heard to its end
+  turn->told = false;
+  at.ends_turn = true;
 }
 
 // ---------------------------------------------------------------- stages
@@ -372,7 +393,10 @@ void PipelineTrace::stage_end(const std::string& stage, guint64 turn_id, GstCloc
       ++work.calls;
       work.busy += now - call.begin;
       work.gpu += gpu_time;
-      if (stage == "encode") turn->encoded = true;
+      if (stage == "encode") {
+        turn->encoded = true;
+        turn->encode_end = now;
+      }
       if (stage == "prefill") note_prefill(*turn, call, now);
       if (stage == "vocoder" && !is_valid(turn->vocoded)) turn->vocoded = now;
     }

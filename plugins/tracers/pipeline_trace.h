@@ -71,10 +71,11 @@ class PipelineTrace {
   void note_hearing(const Passing& at, GstClockTime speech_end, Turn& turn);
   void note_answer_end(Passing& at, GstEvent* event, Turn& turn);
   void note_prefill(Turn& turn, const Stage& stage, GstClockTime now);
-  void note_flush(const PadInfo& info);
+  void note_flush(Passing& at);
   bool is_ready(const Turn& turn) const;
 
   // Without.
+  void note_before(Passing& at, GstPad* pad, GstEvent* event);
   void begin_turn(GstElement* element, guint64 turn_id);
   void note_queue(GstPad* pad, const PadInfo& info, guint64 turn_id);
   void tell(bool all);

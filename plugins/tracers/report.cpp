@@ -56,6 +56,18 @@ void add_property(std::string& to, GObject* object, const char* name) {
   g_value_unset(&value);
 }
 
+// What is sent on early, and then waits for its time in a mixer or a sink.
+void add_headroom(std::string& to, const TurnPath& path) {
+  if (path.vocoder < 0 || !path.live) return;
+  const ElementInfo& vocoder = path.pads[static_cast<size_t>(path.vocoder)]->element;
+  auto* element = static_cast<GObject*>(g_weak_ref_get(&vocoder.element));
+  if (element == nullptr) return;
+  std::string headroom;
+  add_property(headroom, element, "headroom");
+  to += (to.empty() ? "" : " ") + vocoder.name + " " + headroom;
+  g_object_unref(element);
+}
+
 json stage_report(const StageWork& work) {
   return {
       {"calls", work.calls}, {"ms", milliseconds(work.busy)}, {"gpu_ms", milliseconds(work.gpu)}};
@@ -111,11 +123,12 @@ json stages_report(const Turn& turn) {
   return out;
 }
 
-json part_report(const Part& part) {
+json part_report(const Part& part, const TurnPath& path) {
   json out = {{"part", part.name},
               {"element", part.element->name},
               {"ms", milliseconds(part.to - part.from)}};
-  if (const std::string setting = setting_of(part); !setting.empty()) out["setting"] = setting;
+  if (const std::string setting = setting_of(part, path); !setting.empty())
+    out["setting"] = setting;
   if (part.queue_buffers >= 0) {
     out["queue_buffers"] = part.queue_buffers;
     out["queue_ms"] = milliseconds(part.queue_time);
@@ -130,7 +143,7 @@ const char* kind_of(const Turn& turn) {
 
 }  // namespace
 
-std::string setting_of(const Part& part) {
+std::string setting_of(const Part& part, const TurnPath& path) {
   auto* element = static_cast<GstElement*>(g_weak_ref_get(&part.element->element));
   if (element == nullptr) return "";
   std::string text;
@@ -141,6 +154,9 @@ std::string setting_of(const Part& part) {
       if (part.element->factory == owner.factory)
         for (const char* name : owner.properties) add_property(text, G_OBJECT(element), name);
   }
+  if (part.name == "sink" || part.element->factory == "audiomixer" ||
+      part.element->factory == "liveadder")
+    add_headroom(text, path);
   gst_object_unref(element);
   return text;
 }
@@ -160,7 +176,7 @@ json report(const Turn& turn, const Parts& parts, const std::string& pipeline) {
     const GstClockTime end = parts.list.empty() ? parts.begin : parts.list.back().to;
     if (parts.complete) out["total_ms"] = milliseconds(end - parts.begin);
     for (const Part& part : parts.list)
-      if (part.to > part.from) out["parts"].push_back(part_report(part));
+      if (part.to > part.from) out["parts"].push_back(part_report(part, *turn.path));
   }
   out["stages"] = stages_report(turn);
   if (!turn.sound.chunks.empty())

@@ -52,6 +52,7 @@ struct Turn {
   GstClockTime captured = kNever;   // the user's last voiced sample
   GstClockTime handed_in = kNever;  // a typed message, to the language model
   bool encoded = false;
+  GstClockTime encode_end = kNever;  // of the last call
   GstClockTime prefill_begin = kNever, prefill_end = kNever;
   GstClockTime decode_begin = kNever;
   size_t trigger = 0;             // bursts that the speech model had when its first codes came
@@ -92,6 +93,6 @@ Parts parts_of(const Turn& turn);
 nlohmann::json report(const Turn& turn, const Parts& parts, const std::string& pipeline);
 
 // "property=value" of what decides how long a part lasts; empty if nothing does.
-std::string setting_of(const Part& part);
+std::string setting_of(const Part& part, const TurnPath& path);
 
 }  // namespace minicpmo::tracers

@@ -89,9 +89,16 @@ class Marks {
 
   // To the language model.
   void question() {
-    for (int i = std::max(path_.turn + 1, path_.encoder < 0 ? 0 : path_.encoder); i < path_.llm;
-         ++i)
-      if (i > path_.turn) add(i == path_.encoder ? "encode" : name_of(i), i, question_at(i));
+    for (int i = std::max(path_.turn + 1, path_.encoder); i < path_.llm; ++i) {
+      if (i != path_.encoder) {
+        add(name_of(i), i, question_at(i));
+        continue;
+      }
+      // The end of the turn follows its last embeddings, which what is behind may keep for a while.
+      const GstClockTime end = question_at(i), encoded = turn_.encode_end;
+      const bool worked = GST_CLOCK_TIME_IS_VALID(encoded) && encoded >= at_ && encoded < end;
+      add("encode", i, worked ? encoded : end);
+    }
   }
 
   void language_model() {

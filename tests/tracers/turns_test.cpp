@@ -1,0 +1,184 @@
+// Every turn is told, whatever became of it, and in the pipeline that it belongs to.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "call.h"
+#include "common/gstminicpmoturn.h"
+
+namespace minicpmo::testing {
+namespace {
+
+using nlohmann::json;
+using std::chrono::milliseconds;
+
+class Turns : public ::testing::Test {
+ protected:
+  Turns() { backend_.settings().answer = "alpha bravo gamma delta hotel"; }
+  FakeBackend backend_;
+};
+
+void expect_whole(const json& turn) {
+  ASSERT_TRUE(turn.is_object());
+  ASSERT_TRUE(turn["complete"]) << turn.dump(1);
+  EXPECT_NEAR(sum_ms(turn), turn["total_ms"].get<double>(), 0.001);
+}
+
+TEST_F(Turns, AreWhole) {
+  Call call;
+  const PadTimes sink(call.element("sink"), "sink");
+  for (guint64 i = 1; i <= 3; ++i) {
+    const json turn = call.turn();
+    expect_whole(turn);
+    EXPECT_EQ(turn["turn"], i);
+    EXPECT_EQ(turn["finish"], "stop");
+    EXPECT_EQ(turn["kind"], "spoken");
+    EXPECT_GT(part_ms(turn, "endpoint"), 200 - 33);
+  }
+}
+
+// From the user's last sample to the moment that the sink has taken the first of the answer.
+TEST_F(Turns, BeginAndEndWhereTheyShould) {
+  Line line;
+  line.sink = "fakesink name=sink sync=true async=false signal-handoffs=true";
+  double told = 0, seen = 0;
+  for (int i = 0; i < 4 && (i == 0 || std::abs(told - seen) > 2); ++i) {
+    Call call(line);
+    GstElement* sink = call.element("sink");
+    static std::atomic<GstClockTime> left{0};
+    left = 0;
+    g_signal_connect(sink, "handoff", G_CALLBACK(+[](GstElement*, GstBuffer*, GstPad*, gpointer) {
+                       GstClockTime none = 0;
+                       left.compare_exchange_strong(none, gst_util_get_timestamp());
+                     }),
+                     nullptr);
+    const PadTimes in(call.element("turn"), "sink");
+    const json turn = call.turn();
+    expect_whole(turn);
+    told = turn["total_ms"];
+    // The window of 32 ms that ends at 320 ms is the last with voice: the end of the 16th buffer.
+    seen = (static_cast<double>(left) - static_cast<double>(in.all("buffer").at(15).time)) / 1e6;
+  }
+  EXPECT_NEAR(told, seen, 2);
+}
+
+TEST_F(Turns, ThatAreInterruptedAreMarked) {
+  backend_.settings().answer = std::string(4000, 'a');
+  backend_.settings().step_delay = milliseconds(5);
+  Call call;
+  call.begin_turn();
+  call.voice().be_silent(1000 * GST_MSECOND);
+  backend_.settings().answer = "alpha";
+  call.turn();
+  const auto turns = call.wait(2);
+  ASSERT_EQ(turns.size(), 2u);
+  EXPECT_EQ(turns.at(1)["finish"], "interrupted");
+  expect_whole(turns.at(1));  // it had been heard
+  EXPECT_EQ(turns.at(2)["finish"], "stop");
+}
+
+// The answer had been made, and was sounding.
+TEST_F(Turns, ThatAreCutShortAreMarked) {
+  backend_.settings().answer = std::string(120, 'a');  // 5 s
+  Call call;
+  call.turn();
+  backend_.settings().answer = "alpha";
+  call.turn();
+  const auto turns = call.wait(2);
+  EXPECT_EQ(turns.at(1)["finish"], "interrupted");
+  EXPECT_TRUE(turns.at(1)["again"]);
+  expect_whole(turns.at(1));
+}
+
+TEST_F(Turns, WithoutAnAnswerAreThere) {
+  backend_.settings().bursts = {""};
+  Call call;
+  const json turn = call.turn();
+  EXPECT_EQ(turn["finish"], "empty");
+  EXPECT_FALSE(turn["complete"]);
+  EXPECT_FALSE(turn.contains("total_ms"));
+  EXPECT_GT(part_ms(turn, "endpoint"), 100);
+}
+
+TEST_F(Turns, ThatWereACoughAreMarked) {
+  Line line;
+  line.turn = "silence-duration=200 min-turn-speech=250";
+  Call call(line);
+  call.voice().say(120 * GST_MSECOND);
+  call.voice().be_silent(500 * GST_MSECOND);
+  EXPECT_EQ(call.wait(1).at(1)["finish"], "cancelled");
+}
+
+TEST_F(Turns, ThatWereAnsweredTooSoonCountIt) {
+  Line line;
+  line.turn = "silence-duration=400 speculative-after=150";
+  Call call(line);
+  call.voice().say(300 * GST_MSECOND);
+  call.voice().be_silent(260 * GST_MSECOND);
+  const json turn = call.turn();
+  expect_whole(turn);
+  EXPECT_EQ(turn["turn"], 1u);
+  EXPECT_EQ(turn["discarded"], 1u);
+  EXPECT_GT(part_ms(turn, "confirm"), 100);
+}
+
+// The second question is asked while the first is answered, and waits for that.
+TEST_F(Turns, ThatOverlapAreToldApart) {
+  backend_.settings().step_delay = milliseconds(20);
+  Line line;
+  line.source =
+      "appsrc name=source format=time "
+      "caps=audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved";
+  line.sink = "fakesink name=sink async=false";
+  Call call(line);
+  for (int i = 0; i < 2; ++i) {
+    call.voice().say(300 * GST_MSECOND);
+    call.voice().be_silent(300 * GST_MSECOND);
+  }
+  call.voice().end();
+  const auto turns = call.wait(2);
+  ASSERT_EQ(turns.size(), 2u);
+  for (const auto& [id, turn] : turns) {
+    expect_whole(turn);
+    EXPECT_EQ(turn["finish"], "stop");
+  }
+}
+
+TEST_F(Turns, ThatAreCutByTheEndAreThere) {
+  backend_.settings().answer = std::string(4000, 'a');
+  backend_.settings().step_delay = milliseconds(20);
+  Call call;
+  call.voice().say(300 * GST_MSECOND);
+  call.voice().be_silent(400 * GST_MSECOND);
+  call.stop();
+  EXPECT_EQ(call.wait(1).at(1)["finish"], "unfinished");
+}
+
+// Two callers in one process: their turns have the same numbers, and different delays.
+TEST_F(Turns, OfTwoCallersDoNotMix) {
+  constexpr int kTurns = 4;
+  std::array<Line, 2> lines;
+  lines[0].coded = "identity name=slow sleep-time=60000";
+  lines[1].sounded = "identity name=late sleep-time=30000";
+  std::array<std::string, 2> names;
+  std::array<std::thread, 2> threads;
+  for (size_t i = 0; i < 2; ++i)
+    threads[i] = std::thread([&, i] {
+      Call call(lines[i]);
+      names[i] = call.name();
+      for (int turn = 0; turn < kTurns; ++turn) call.turn();
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < 2; ++i) {
+    const auto turns = turns_of(names[i]);
+    ASSERT_EQ(turns.size(), static_cast<size_t>(kTurns));
+    for (const auto& [id, turn] : turns) {
+      expect_whole(turn);
+      EXPECT_EQ(part_ms(turn, "", i == 0 ? "late" : "slow"), 0);
+      EXPECT_GT(part_ms(turn, "", i == 0 ? "slow" : "late"), i == 0 ? 59 : 29);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace minicpmo::testing
