@@ -48,6 +48,22 @@ void retry_after(SoupServerMessage* message, double seconds) {
              std::to_string(std::max(1, static_cast<int>(seconds + 0.999))));
 }
 
+void cut(SoupServerMessage* message) {
+  GSocket* const socket = soup_server_message_get_socket(message);
+  if (socket != nullptr) g_socket_shutdown(socket, TRUE, TRUE, nullptr);
+}
+
+// Of two, a proxy in front may have read the other one.
+bool repeated(SoupServerMessage* message, const char* name) {
+  SoupMessageHeadersIter at;
+  soup_message_headers_iter_init(&at, soup_server_message_get_request_headers(message));
+  int count = 0;
+  const char *one = nullptr, *value = nullptr;
+  while (soup_message_headers_iter_next(&at, &one, &value))
+    count += g_ascii_strcasecmp(one, name) == 0;
+  return count > 1;
+}
+
 std::string address_of(SoupServerMessage* message) {
   const char* const host = soup_server_message_get_remote_host(message);
   return host != nullptr ? host : "";
@@ -115,7 +131,9 @@ Server::Server(const Settings& settings)
   soup_server_add_early_handler(
       soup_, nullptr,
       [](SoupServer*, SoupServerMessage* message, const char* path, GHashTable*, gpointer self) {
-        static_cast<Server*>(self)->admitted(message, path);
+        if (static_cast<Server*>(self)->admitted(message, path)) return;
+        // The reply is made, but libsoup reads the body before it is sent.
+        soup_message_body_set_accumulate(soup_server_message_get_request_body(message), FALSE);
       },
       this, nullptr);
   soup_server_add_handler(
@@ -174,15 +192,11 @@ void Server::begun(SoupServerMessage* message) {
     Timer timer;
   };
   auto* const watch = new Watch{this, {}};
-  const auto cut = [message] {
-    GSocket* const socket = soup_server_message_get_socket(message);
-    if (socket != nullptr) g_socket_shutdown(socket, TRUE, TRUE, nullptr);
-  };
   set_header(message, "Connection", "close");  // of libsoup's own replies, too
   if (++connections_ > kMostConnections)
-    watch->timer.start(0, cut);
+    watch->timer.start(0, [message] { cut(message); });
   else
-    watch->timer.start(kRequestSeconds * 1000, cut);
+    watch->timer.start(kRequestSeconds * 1000, [message] { cut(message); });
   g_signal_connect(message, "got-body", G_CALLBACK(+[](SoupServerMessage*, gpointer data) {
                      static_cast<Watch*>(data)->timer.stop();
                    }),
@@ -208,7 +222,7 @@ void Server::common_headers(SoupServerMessage* message) {
   set_header(message, "Vary", "Origin");
 }
 
-// What can be refused by its headers alone. A status that is set here ends the request.
+// What can be refused by its headers alone.
 bool Server::admitted(SoupServerMessage* message, const std::string& path) {
   const std::string origin = header(message, "Origin");
   const std::string method = soup_server_message_get_method(message);
@@ -220,6 +234,7 @@ bool Server::admitted(SoupServerMessage* message, const std::string& path) {
            "without a token this server answers to localhost and its addresses only");
     return false;
   }
+  if (!body_allowed(message, path)) return false;
   const bool calls = is_offer_path(path) || path.starts_with(kCalls);
   if (!calls && path != "/metrics") return true;
   if (method == "OPTIONS") return true;
@@ -236,17 +251,30 @@ bool Server::admitted(SoupServerMessage* message, const std::string& path) {
            "this server needs a token: send it as Authorization: Bearer TOKEN");
     return false;
   }
-  const SoupMessageHeaders* const headers = soup_server_message_get_request_headers(message);
-  const auto encoding = soup_message_headers_get_encoding(const_cast<SoupMessageHeaders*>(headers));
-  if (method == "POST" && encoding != SOUP_ENCODING_CONTENT_LENGTH) {
+  return true;
+}
+
+// Whether its body's length is known and small enough, whatever the request is.
+bool Server::body_allowed(SoupServerMessage* message, const std::string& path) {
+  for (const char* name : {"Host", "Content-Length"}) {
+    if (!repeated(message, name)) continue;
+    refuse(message, SOUP_STATUS_BAD_REQUEST, "repeated_header",
+           std::string("send ") + name + " once");
+    return false;
+  }
+  SoupMessageHeaders* const headers = soup_server_message_get_request_headers(message);
+  const auto encoding = soup_message_headers_get_encoding(headers);
+  const bool offering =
+      is_offer_path(path) && soup_server_message_get_method(message) == std::string("POST");
+  if (encoding == SOUP_ENCODING_CHUNKED || (offering && encoding == SOUP_ENCODING_NONE)) {
     refuse(message, SOUP_STATUS_LENGTH_REQUIRED, "length_required", "send a Content-Length");
     return false;
   }
-  const goffset length =
-      soup_message_headers_get_content_length(const_cast<SoupMessageHeaders*>(headers));
-  if (length > settings_.max_offer_bytes) {
+  const goffset length = soup_message_headers_get_content_length(headers);
+  if (length < 0 || length > settings_.max_offer_bytes) {
     refuse(message, SOUP_STATUS_REQUEST_ENTITY_TOO_LARGE, "offer_too_large",
            "an offer has at most " + std::to_string(settings_.max_offer_bytes) + " bytes");
+    if (length < 0) cut(message);  // less than nothing, or more than fits: it would never end
     return false;
   }
   return true;
@@ -271,8 +299,10 @@ void Server::handle(SoupServerMessage* message, const std::string& path) {
   if (path.starts_with(kCalls)) {
     if (method == "DELETE") return deleted(message, path.substr(std::string(kCalls).size()));
     set_header(message, "Allow", "DELETE, OPTIONS");
-    return refuse(message, SOUP_STATUS_METHOD_NOT_ALLOWED, "method_not_allowed",
-                  "a call can only be ended (DELETE); candidates belong into the offer");
+    return refuse(
+        message, SOUP_STATUS_METHOD_NOT_ALLOWED, "method_not_allowed",
+        "a call can only be ended (DELETE): its candidates belong into the offer, and ICE "
+        "cannot be restarted; make a new call");
   }
   if (!reading) {
     set_header(message, "Allow", "GET, HEAD");
@@ -287,6 +317,9 @@ void Server::handle(SoupServerMessage* message, const std::string& path) {
     return reply(message, SOUP_STATUS_OK, "text/plain; version=0.0.4; charset=utf-8",
                  metrics_.text());
   if (path == "/config.json") return config(message);
+  // Browsers ask for it by themselves.
+  if (path == "/favicon.ico")
+    return soup_server_message_set_status(message, SOUP_STATUS_NO_CONTENT, nullptr);
   page(message, path);
 }
 
@@ -383,7 +416,7 @@ void Server::start_call(SoupServerMessage* message, const std::string& sdp,
       reply(mine->message, SOUP_STATUS_CREATED, kSdp, *answer);
       soup_server_message_unpause(mine->message);
     } else {
-      g_warning("call %s: %s", id.c_str(), answer.error().message.c_str());
+      g_warning("call-failed id=%s: %s", id.c_str(), answer.error().message.c_str());
       refuse(mine->message, SOUP_STATUS_INTERNAL_SERVER_ERROR, "call_failed",
              "the call could not be answered");
       soup_server_message_unpause(mine->message);
@@ -396,15 +429,16 @@ void Server::start_call(SoupServerMessage* message, const std::string& sdp,
                        }),
                        pending);
   auto call = Call::make(settings_, metrics_, *offer, id, answered,
-                         [this](const std::string& over, const std::string& why) {
-                           g_message("call %s ended: %s", over.c_str(), why.c_str());
+                         [this, began = now()](const std::string& over, const std::string& why) {
+                           g_message("call-end id=%s reason=%s seconds=%.3f", over.c_str(),
+                                     why.c_str(), now() - began);
                            ended(over);
                          });
   soup_server_message_pause(message);
   if (!call.ok()) return answered(call.error());
   metrics_.call_began();
   calls_[id] = *call;
-  g_message("call %s begins", id.c_str());
+  g_message("call-begin id=%s", id.c_str());
   (*call)->start(sdp, config);
 }
 

@@ -40,6 +40,7 @@ class Server {
   void begun(SoupServerMessage* message);
   void common_headers(SoupServerMessage* message);
   bool admitted(SoupServerMessage* message, const std::string& path);
+  bool body_allowed(SoupServerMessage* message, const std::string& path);
   void handle(SoupServerMessage* message, const std::string& path);
   void offered(SoupServerMessage* message, const std::string& path);
   void start_call(SoupServerMessage* message, const std::string& sdp, const std::string& config);

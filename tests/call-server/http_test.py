@@ -1,4 +1,5 @@
 """What minicpmo-call-server refuses, and how it ends. Offers come from tests/call-server/offers. Environment: see running_server.py."""
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -19,6 +20,11 @@ SDP = {"Content_Type": "application/sdp"}
 
 def offer() -> str:
     return (OFFERS / "chromium.sdp").read_text()
+
+
+def with_candidates(lines: list[str]) -> str:
+    """The offer with these instead of its own."""
+    return without(offer(), "a=candidate").replace("a=sendrecv\n", "".join(f"a=candidate:{x}\n" for x in lines) + "a=sendrecv\n", 1)
 
 
 def without(sdp: str, start: str) -> str:
@@ -146,6 +152,126 @@ class Signalling(unittest.TestCase):
         self.server.request("DELETE", headers["Location"], Origin=own)
         self.assertNotIn("Access-Control-Allow-Origin", self.server.request("OPTIONS", "/whip", Origin="https://evil.example")[1])
 
+    def call(self, sdp: str | None = None) -> str:
+        """The place of a new one."""
+        status, headers, body = self.server.request("POST", "/whip", sdp or offer(), **SDP)
+        self.assertEqual(status, 201, body)
+        return headers["Location"]
+
+    def ends(self, place: str):
+        self.assertEqual(self.server.request("DELETE", place)[0], 200)
+
+    def test_the_same_offer_twice_is_two_calls(self):
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            at_once = list(pool.map(lambda _: self.call(), range(2)))
+        self.assertNotEqual(*at_once)
+        self.ends(at_once[0])
+        self.assertEqual(self.server.calls(), 1)
+        self.assertEqual(self.server.error("DELETE", at_once[0]), (404, "no_such_call"))
+        after = self.call()
+        self.assertNotIn(after, at_once)
+        self.ends(at_once[1])
+        self.ends(after)
+
+    def test_an_answer_that_is_never_used(self):
+        before = self.server.metric("minicpmo_calls_total", 'end="unconnected"')
+        self.call()
+        wait_for(lambda: self.server.calls() == 0, "it expired")
+        self.assertEqual(self.server.metric("minicpmo_calls_total", 'end="unconnected"'), before + 1)
+
+    def test_candidates_and_ice_restarts_that_come_later(self):
+        place = self.call()
+        for body in ("a=mid:0\r\na=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n", "a=ice-ufrag:abcd\r\na=ice-pwd:" + "x" * 24):
+            status, headers, reply = self.server.request("PATCH", place, body, Content_Type="application/trickle-ice-sdpfrag")
+            self.assertEqual((status, headers["Allow"]), (405, "DELETE, OPTIONS"))
+            self.assertIn("make a new call", json.loads(reply)["error"]["message"])
+        self.assertEqual(self.server.error("POST", place, offer(), **SDP), (405, "method_not_allowed"))
+        self.assertEqual(self.server.calls(), 1)  # it goes on
+        self.ends(place)
+        self.assertEqual(self.server.error("PATCH", place, "a=candidate:1")[0], 405)
+
+    def test_candidates(self):
+        for lines in (["1 1 udp 2113937151 6f1d3f5e-0c3a-4d9c-8d39-a5f1a5c5f4a1.local 51234 typ host"],
+                      ["1 1 udp 2113937151 2001:db8::1 51234 typ host", "2 1 udp 2113937150 fe80::1%25lo 51234 typ host"],
+                      ["1 1 tcp 1518280447 192.0.2.1 9 typ host tcptype active", "2 1 tcp 1518280446 192.0.2.1 9 typ host tcptype passive",
+                       "3 1 udp 2113937151 192.0.2.1 51234 typ host"],
+                      ["", "x", "1 1 udp -1 999.999.999.999 99999999 typ none", "1 1 udp 1 192.0.2.1 9 typ host " + "x " * 1000, "%s%n"]):
+            self.ends(self.call(with_candidates(lines)))
+        self.refused(with_candidates([f"{i} 1 udp 1 192.0.2.1 9 typ host" for i in range(1000)]))
+
+    def test_broken_http(self):
+        """A whole reply of this status, or (None) a closed connection without any; never two."""
+        host, kind, body = b"Host: localhost\r\n", b"Content-Type: application/sdp\r\n", offer().encode()
+        get = b"GET /healthz HTTP/1.1\r\n" + host
+        post = b"POST /whip HTTP/1.1\r\n" + host + kind
+        length = b"Content-Length: %d\r\n" % len(body)
+        form = b"--b\r\nContent-Disposition: form-data; name=sdp\r\n--b\r\n\r\n\r\n--b--\r\n"
+        cases = {
+            "two lengths": (400, post + length + b"Content-Length: 3\r\n\r\n" + body),
+            "a list of lengths": (400, post + b"Content-Length: 3, 3\r\n\r\nv=0"),
+            "a negative length": (None, post + b"Content-Length: -1\r\n\r\n" + body),
+            "a length beyond 64 bits": (None, post + b"Content-Length: 99999999999999999999999\r\n\r\n" + body),
+            "no length": (411, post + b"\r\n"),
+            "a request behind a chunked one": (411, post + length + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get + b"\r\n"),
+            "an encoding that there is not": (501, post + length + b"Transfer-Encoding: xchunked\r\n\r\n" + body),
+            "a chunked body where none is read": (411, b"GET / HTTP/1.1\r\n" + host + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+            "a large body where none is read": (413, b"PUT / HTTP/1.1\r\n" + host + b"Content-Length: 200000\r\n\r\n" + b"a" * 200000),
+            "two hosts": (400, b"GET /healthz HTTP/1.1\r\nHost: evil.example\r\n" + host + b"\r\n"),
+            "no host": (400, b"GET /healthz HTTP/1.1\r\n\r\n"),
+            "a header of 100 kB": (None, get + b"X: " + b"a" * 100000 + b"\r\n\r\n"),
+            "many headers": (200, get + b"X: a\r\n" * 5000 + b"\r\n"),
+            "too many headers": (None, get + b"X: a\r\n" * 100000 + b"\r\n"),
+            "HTTP/1.0": (200, b"GET /healthz HTTP/1.0\r\n" + host + b"\r\n"),
+            "HTTP/1.0 without a host": (403, b"GET /healthz HTTP/1.0\r\n\r\n"),
+            "HTTP/2": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            "three at once": (200, (get + b"\r\n") * 3),
+            "NUL in the path": (400, b"GET /healthz\0 HTTP/1.1\r\n" + host + b"\r\n"),
+            "NUL in the path, escaped": (400, b"GET /healthz%00 HTTP/1.1\r\n" + host + b"\r\n"),
+            "NUL in a header": (400, b"GET /healthz HTTP/1.1\r\nHost: localhost\0.evil.example\r\n\r\n"),
+            "an absolute target": (200, b"GET http://localhost/healthz HTTP/1.1\r\n" + host + b"\r\n"),
+            "a proxy's request": (405, b"CONNECT localhost:80 HTTP/1.1\r\n" + host + b"\r\n"),
+            "a form that ends in a part's head": (
+                415, b"POST /v1/realtime/calls HTTP/1.1\r\n" + host + b"Content-Type: multipart/form-data; boundary=b\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(form) + form)}
+        wrong = {}
+        for name, (status, request) in cases.items():
+            reply = self.server.raw(request)
+            whole = reply.count(b"HTTP/1.") == 1 and reply.split()[1] == str(status).encode()
+            if not (whole if status else reply == b""):
+                wrong[name] = reply
+        self.assertEqual(wrong, {})
+        self.assertEqual(self.server.calls(), 0)
+
+    def test_bodies_that_nobody_wants_are_not_kept(self):
+        place = urllib.parse.urlsplit(self.server.url)
+        before = self.server.usage()[2]
+        for head in (b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000000\r\n\r\n",
+                     b"POST /whip HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 2000000000\r\n\r\n",
+                     b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n77359400\r\n"):
+            with socket.create_connection((place.hostname, place.port), 60) as s:
+                s.sendall(head)
+                for _ in range(100):
+                    s.sendall(b"a" * 1_000_000)
+                self.assertLess(self.server.usage()[2] - before, 50_000_000)
+
+    def test_after_100_continue(self):
+        """What is set before it is forgotten by libsoup: the connection would stay open."""
+        body = offer().encode()
+        reply = self.server.raw(b"POST /whip HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nContent-Type: application/sdp\r\n"
+                                b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        first, last, _ = reply.split(b"\r\n\r\n", 2)
+        self.assertTrue(first.startswith(b"HTTP/1.1 100 "), first)
+        self.assertTrue(last.startswith(b"HTTP/1.1 201 "), last)
+        for header in (b"Connection: close", b"Access-Control-Allow-Origin: http://localhost"):
+            self.assertIn(header, last)
+        self.ends(last.split(b"Location: ")[1].split()[0].decode())
+
+    def test_what_browsers_ask_for_by_themselves(self):
+        self.assertEqual(self.server.request("GET", "/favicon.ico")[0::2], (204, b""))
+        status, headers, body = self.server.request("HEAD", "/")
+        self.assertEqual((status, body), (200, b""))
+        self.assertEqual(headers["Content-Length"], str(len(self.server.request("GET", "/")[2])))
+
 
 class Others(unittest.TestCase):
     def test_token(self):
@@ -155,11 +281,21 @@ class Others(unittest.TestCase):
             right = {"Authorization": "Bearer secret-of-16-chars"}
             status, headers, _ = server.request("POST", "/whip", offer(), **SDP, **right)
             self.assertEqual(status, 201)
-            self.assertEqual(server.error("DELETE", headers["Location"])[0], 401)
+            for wrong in ({}, {"Authorization": "Bearer secret-of-16-charS"}):
+                self.assertEqual(server.error("DELETE", headers["Location"], **wrong)[0], 401)
+            self.assertIn('minicpmo_calls 1\n', server.request("GET", "/metrics", **right)[2].decode())
             self.assertEqual(server.request("DELETE", headers["Location"], **right)[0], 200)
+            # The token is of the server, not of a call: what is over stays over.
+            self.assertEqual(server.error("DELETE", headers["Location"], **right), (404, "no_such_call"))
             self.assertEqual(server.request("GET", "/metrics")[0], 401)
             self.assertTrue(json.loads(server.request("GET", "/config.json")[2])["token_required"])
-            self.assertNotIn("secret", "".join(server.log))
+        lines = "\n".join(server.log)
+        call = headers["Location"].removeprefix("/calls/")
+        self.assertEqual(lines.count(call), 2, lines)
+        self.assertRegex(lines, rf"call-begin id={call}\n")
+        self.assertRegex(lines, rf"call-end id={call} reason=client seconds=\d+\.\d{{3}}\n")
+        for secret in ("secret", "a=", "v=0", "candidate"):
+            self.assertNotIn(secret, lines)
 
     def test_offers_per_minute(self):
         with Server("--offers-per-minute", "2") as server:

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -59,15 +60,28 @@ class Server:
         finally:
             connection.close()
 
+    def raw(self, data: bytes) -> bytes:
+        """All that comes back for these bytes until the connection is closed."""
+        place = urllib.parse.urlsplit(self.url)
+        reply = b""
+        with socket.create_connection((place.hostname, place.port), LIMIT) as connection:
+            try:
+                connection.sendall(data)
+                while part := connection.recv(65536):
+                    reply += part
+            except (ConnectionResetError, BrokenPipeError):
+                pass  # it was closed before all was read
+        return reply
+
     def error(self, *request, **headers) -> tuple[int, str]:
         """Status and code of a refusal."""
         status, _, body = self.request(*request, **headers)
         return status, json.loads(body)["error"]["code"]
 
-    def metric(self, name: str) -> float:
-        """The sum over its labels."""
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum over its labels, or over those that hold this: end="client"."""
         lines = self.request("GET", "/metrics")[2].decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+        return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name and label in line)
 
     def calls(self) -> int:
         return int(self.metric("minicpmo_calls"))

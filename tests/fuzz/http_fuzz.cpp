@@ -156,8 +156,8 @@ std::pair<int, std::string_view> read_reply(std::string_view reply, std::string_
 // place where it does not count, and then there is no call.
 void check_call(const Settings& settings, const std::string& request, std::string_view reply) {
   const std::string text = lower(request);
-  require(text.find("post") != text.npos && request.find("v=0") != request.npos &&
-              request.find("m=audio") != request.npos,
+  require(text.find("post") != text.npos && text.find("v=0") != text.npos &&
+              text.find("m=audio") != text.npos,
           "a call needs an offer", request);
   require(settings.token.empty() || request.find(kToken) != request.npos, "a call needs the token",
           request);
