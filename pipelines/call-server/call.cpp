@@ -131,8 +131,10 @@ void Call::end_when_quiet() {
 
 void Call::connected(GstWebRTCPeerConnectionState state) {
   if (state == GST_WEBRTC_PEER_CONNECTION_STATE_CONNECTED) connected_ = true;
-  if (state == GST_WEBRTC_PEER_CONNECTION_STATE_FAILED) end(connected_ ? "client" : "unconnected");
-  if (state == GST_WEBRTC_PEER_CONNECTION_STATE_CLOSED && connected_) end("client");
+  // Before, none of the offer's candidates may be of use, and the client still find the way to us.
+  const bool gone = state == GST_WEBRTC_PEER_CONNECTION_STATE_FAILED ||
+                    state == GST_WEBRTC_PEER_CONNECTION_STATE_CLOSED;
+  if (gone && connected_) end("client");
 }
 
 void Call::watch() {

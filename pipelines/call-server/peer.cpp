@@ -29,6 +29,8 @@ constexpr const char* kPipeline = R"(
     ! rtpopuspay name=pay pt=%d ! application/x-rtp,media=audio,encoding-name=OPUS,payload=%d ! rtc.
 )";
 
+constexpr gulong kGoodbyeUs = 50000;  // for a packet to be made and sent
+
 using WeakPeer = std::weak_ptr<Peer>;
 
 void forget(gpointer data) {
@@ -59,6 +61,34 @@ const GstMiniCpmoTurnMeta* turn_of(GstBuffer* buffer) {
   static const GstMetaInfo* const info = gst_meta_get_info("GstMiniCpmoTurnMeta");
   if (info == nullptr) return nullptr;
   return reinterpret_cast<const GstMiniCpmoTurnMeta*>(gst_buffer_get_meta(buffer, info->api));
+}
+
+// libnice would ask routers to open ports, and wait for their answers.
+void forbid_upnp(GstElement* rtc) {
+  GObject *ice = nullptr, *agent = nullptr;
+  g_object_get(rtc, "ice-agent", &ice, nullptr);
+  if (ice == nullptr) return;
+  g_object_get(ice, "agent", &agent, nullptr);
+  if (agent != nullptr) g_object_set(agent, "upnp", FALSE, nullptr);
+  g_clear_object(&agent);
+  g_object_unref(ice);
+}
+
+// Sends close_notify: dtlsenc does at the end of the data channels' stream.
+void close_dtls(GstBin* pipeline) {
+  const IteratorPtr elements(gst_bin_iterate_all_by_element_factory_name(pipeline, "dtlsenc"));
+  GValue item = G_VALUE_INIT;
+  while (gst_iterator_next(elements.get(), &item) == GST_ITERATOR_OK) {
+    const IteratorPtr pads(gst_element_iterate_sink_pads(GST_ELEMENT(g_value_get_object(&item))));
+    GValue pad = G_VALUE_INIT;
+    while (gst_iterator_next(pads.get(), &pad) == GST_ITERATOR_OK) {
+      gst_pad_send_event(GST_PAD(g_value_get_object(&pad)), gst_event_new_eos());
+      g_value_reset(&pad);
+    }
+    g_value_unset(&pad);
+    g_value_reset(&item);
+  }
+  g_value_unset(&item);
 }
 
 std::string text_of(const GError* error, const gchar* debug) {
@@ -96,6 +126,7 @@ Result<void> Peer::build(const Settings& settings, const Offer& offer) {
   rtc_.reset(gst_bin_get_by_name(bin, "rtc"));
   model_.reset(gst_bin_get_by_name(bin, "model"));
   turn_.reset(gst_bin_get_by_name(bin, "turn"));
+  forbid_upnp(rtc_.get());
   if (!settings.stun_server.empty())
     g_object_set(rtc_.get(), "stun-server", settings.stun_server.c_str(), nullptr);
   for (const std::string& server : settings.turn_servers) {
@@ -178,18 +209,18 @@ void Peer::add_probes() {
     const PadPtr pad(gst_element_get_static_pad(element.get(), pad_name));
     gst_pad_add_probe(pad.get(), type, callback, new WeakPeer(weak_from_this()), forget);
   };
-  add("depay", "sink", GST_PAD_PROBE_TYPE_BUFFER,
-      [](GstPad*, GstPadProbeInfo*, gpointer data) -> GstPadProbeReturn {
-        const auto peer = lock(data);
-        if (!peer || !peer->trusted()) return GST_PAD_PROBE_DROP;
-        peer->last_packet_ = g_get_monotonic_time();
-        return GST_PAD_PROBE_OK;
-      });
-  add("pay", "src", GST_PAD_PROBE_TYPE_BUFFER,
-      [](GstPad*, GstPadProbeInfo*, gpointer data) -> GstPadProbeReturn {
-        const auto peer = lock(data);
-        return peer && peer->trusted() ? GST_PAD_PROBE_OK : GST_PAD_PROBE_DROP;
-      });
+  const auto sound =
+      static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_BUFFER_LIST);
+  add("depay", "sink", sound, [](GstPad*, GstPadProbeInfo*, gpointer data) -> GstPadProbeReturn {
+    const auto peer = lock(data);
+    if (!peer || !peer->trusted()) return GST_PAD_PROBE_DROP;
+    peer->last_packet_ = g_get_monotonic_time();
+    return GST_PAD_PROBE_OK;
+  });
+  add("pay", "src", sound, [](GstPad*, GstPadProbeInfo*, gpointer data) -> GstPadProbeReturn {
+    const auto peer = lock(data);
+    return peer && peer->trusted() ? GST_PAD_PROBE_OK : GST_PAD_PROBE_DROP;
+  });
   add("words", "sink", GST_PAD_PROBE_TYPE_BUFFER,
       [](GstPad*, GstPadProbeInfo* info, gpointer data) -> GstPadProbeReturn {
         const auto peer = lock(data);
@@ -464,8 +495,10 @@ void Peer::close() {
   closed_ = true;
   if (bus_watch_ != 0) g_source_remove(bus_watch_);
   bus_watch_ = 0;
-  channel_.reset();
   if (!pipeline_) return;
+  // The client is told, and notices at once; without it, after some 15 s (ICE consent).
+  const bool goodbye = channel_open_;
+  if (goodbye) gst_webrtc_data_channel_close(channel_.get());
   // Stopping waits for the streaming threads, and for webrtcbin's own.
   // Through webrtcbin the pipeline is a loop, which GStreamer warns of when its state changes.
   const ElementPtr depay(gst_bin_get_by_name(GST_BIN(pipeline_.get()), "depay"));
@@ -473,7 +506,13 @@ void Peer::close() {
   if (const PadPtr source(gst_pad_get_peer(sink.get())); source)
     gst_pad_unlink(source.get(), sink.get());
   ++stopping_;
-  std::thread([pipeline = gst_object_ref(pipeline_.get())] {
+  std::thread([pipeline = gst_object_ref(pipeline_.get()), channel = std::exchange(channel_, {}),
+               goodbye] {
+    if (goodbye) {
+      g_usleep(kGoodbyeUs);
+      close_dtls(GST_BIN(pipeline));
+      g_usleep(kGoodbyeUs);
+    }
     gst_element_set_state(GST_ELEMENT(pipeline), GST_STATE_NULL);
     gst_object_unref(pipeline);
     --stopping_;

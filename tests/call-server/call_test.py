@@ -18,7 +18,7 @@ def run(work):
     return asyncio.run(asyncio.wait_for(work, 180))
 
 
-class Calls(unittest.TestCase):
+class Calls(tap.RealtimeTestCase):
     @classmethod
     def setUpClass(cls):
         cls.server = Server("--offers-per-minute", "1000", "--max-calls", "9", "--connect-timeout", "5")

@@ -1,5 +1,6 @@
 // Every event of OpenAI's Realtime API that there is, and when it is not sent.
 #include <functional>
+#include <set>
 
 #include "realtime_client.h"
 
@@ -38,6 +39,16 @@ void wordless(RealtimeClient& client) {
   client.speak(1);
   client.session.answer_started(1);
   client.session.answer_ended(1, AnswerEnd::kComplete, "", "");
+}
+void older_names(RealtimeClient& client) {
+  client.say(R"({"type":"session.update","session":{"modalities":["text","audio"]}})");
+}
+// Push-to-talk, up to the release of the button.
+void talk(RealtimeClient& client) {
+  client.push_to_talk();
+  client.say(R"({"type":"input_audio_buffer.clear"})");
+  client.session.speech_started(1, 0);
+  client.say(R"({"type":"input_audio_buffer.commit"})");
 }
 void unanswered(RealtimeClient& client) {
   client.speak(1);
@@ -126,7 +137,137 @@ const EventCase kServerEvents[] = {
        client.say(R"({"type":"output_audio_buffer.clear"})");
      },
      says(R"({"type":"output_audio_buffer.clear"})"), "output_audio_buffer_empty"},
+    // The older names; the newer ones are sent to whoever does not ask for them.
+    {"conversation.item.created",
+     [](auto& client) {
+       older_names(client);
+       client.type_text("Hello");
+     },
+     [](auto& client) { client.type_text("Hello"); }},
+    {"response.audio_transcript.delta",
+     [](auto& client) {
+       older_names(client);
+       ask(client);
+     },
+     ask},
+    {"response.audio_transcript.done",
+     [](auto& client) {
+       older_names(client);
+       whole(client);
+     },
+     whole},
+    {"response.audio.done",
+     [](auto& client) {
+       older_names(client);
+       whole(client);
+     },
+     whole},
 };
+
+// What a client may send: `yes` is answered by `answer`, `no` by an error of this code.
+struct ClientEventCase {
+  const char* type;
+  const char* answer;
+  Script yes, no;
+  const char* code;
+};
+
+const ClientEventCase kClientEvents[] = {
+    {"session.update", "session.updated",
+     says(R"({"type":"session.update","session":{"instructions":"x"}})"),
+     says(R"({"type":"session.update"})"), "missing_required_parameter"},
+    {"input_audio_buffer.clear", "input_audio_buffer.cleared",
+     says(R"({"type":"input_audio_buffer.clear"})"),
+     [](auto& client) {
+       talk(client);
+       client.say(R"({"type":"input_audio_buffer.clear"})");
+     },
+     "unsupported_mix"},
+    {"input_audio_buffer.commit", "input_audio_buffer.committed", talk,
+     says(R"({"type":"input_audio_buffer.commit"})"), "input_audio_buffer_commit_empty"},
+    {"conversation.item.create", "conversation.item.added",
+     [](auto& client) { client.type_text("Hello"); },
+     says(R"({"type":"conversation.item.create","item":{"type":"message","role":"system"}})"),
+     "unsupported_parameter"},
+    {"conversation.item.retrieve", "conversation.item.retrieved",
+     [](auto& client) {
+       client.type_text("Hello");
+       about(client, "conversation.item.retrieve");
+     },
+     says(R"({"type":"conversation.item.retrieve","item_id":"x"})"),
+     "item_retrieve_invalid_item_id"},
+    {"conversation.item.delete", "conversation.item.deleted",
+     [](auto& client) {
+       client.type_text("Hello");
+       about(client, "conversation.item.delete");
+     },
+     [](auto& client) {
+       client.type_text("Hello");
+       about(client, "conversation.item.delete");
+       about(client, "conversation.item.delete");
+     },
+     "item_delete_invalid_item_id"},
+    {"conversation.item.truncate", "conversation.item.truncated",
+     [](auto& client) {
+       whole(client);
+       about(client, "conversation.item.truncate", {{"content_index", 0}, {"audio_end_ms", 10}});
+     },
+     [](auto& client) {
+       whole(client);
+       about(client, "conversation.item.truncate", {{"content_index", 0}});
+     },
+     "missing_required_parameter"},
+    {"response.create", "response.created", typed(R"({"type":"response.create"})"),
+     [](auto& client) {
+       ask(client);
+       client.type_text("Hello");
+       client.say(R"({"type":"response.create"})");
+     },
+     "conversation_already_has_active_response"},
+    {"response.cancel", "response.done",
+     [](auto& client) {
+       ask(client);
+       client.say(R"({"type":"response.cancel"})");
+     },
+     [](auto& client) {
+       whole(client);
+       client.say(R"({"type":"response.cancel"})");
+     },
+     "response_cancel_not_active"},
+    {"output_audio_buffer.clear", "output_audio_buffer.cleared",
+     [](auto& client) {
+       ask(client);
+       client.say(R"({"type":"output_audio_buffer.clear"})");
+     },
+     says(R"({"type":"output_audio_buffer.clear"})"), "output_audio_buffer_empty"},
+};
+
+// Each with a case in which it comes or is obeyed, and one in which it is not.
+TEST(Realtime, TypesOfEventsInTheseTables) {
+  std::set<std::string> types = {"session.created"};
+  for (const EventCase& event : kServerEvents) EXPECT_TRUE(types.insert(event.type).second);
+  EXPECT_EQ(types.size(), 29u);
+  for (const ClientEventCase& event : kClientEvents) EXPECT_TRUE(types.insert(event.type).second);
+  EXPECT_EQ(types.size(), 39u);
+}
+
+TEST(Realtime, ClientEventsInAndOutOfPlace) {
+  for (const ClientEventCase& event : kClientEvents) {
+    SCOPED_TRACE(event.type);
+    RealtimeClient yes, no;
+    event.yes(yes);
+    EXPECT_EQ(yes.count("error"), 0) << yes.last("error");
+    EXPECT_GE(yes.count(event.answer), 1);
+    event.no(no);
+    EXPECT_EQ(no.count("error"), 1);
+    EXPECT_EQ(no.error(), event.code);
+    // A broken id, a broken name.
+    no.say(json{{"type", event.type}, {"event_id", json::array()}}.dump());
+    EXPECT_EQ(no.error(), "invalid_type");
+    no.say(json{{"type", std::string(event.type) + "d"}}.dump());
+    EXPECT_EQ(no.error(), "invalid_value");
+  }
+}
 
 TEST(Realtime, EveryServerEvent) {
   for (const EventCase& event : kServerEvents) {
@@ -142,8 +283,11 @@ TEST(Realtime, EveryServerEvent) {
       EXPECT_EQ(no.last("error")["error"]["type"], "invalid_request_error");
     }
   }
-  // The one that needs no cause.
-  EXPECT_EQ(RealtimeClient().count("session.created"), 1);
+  // The one that needs no cause, and comes once.
+  RealtimeClient client;
+  EXPECT_EQ(client.types(), Types{"session.created"});
+  client.push_to_talk();
+  EXPECT_EQ(client.count("session.created"), 1);
 }
 
 // A client's message, and what it is answered with: an event, or an error with code and parameter.

@@ -79,7 +79,7 @@ class Through(Client):
         return self.transcripts()[-1]
 
 
-class Relayed(unittest.TestCase):
+class Relayed(tap.RealtimeTestCase):
     def setUp(self):
         self.coturn = Coturn(own_address())
         self.addCleanup(self.coturn.stop)
@@ -129,7 +129,7 @@ class Stun(asyncio.DatagramProtocol):
                                           socket.inet_aton("198.51.100.7")), address)
 
 
-class Reflected(unittest.TestCase):
+class Reflected(tap.RealtimeTestCase):
     def test_the_answer_tells_the_address_that_stun_sees(self):
         async def call():
             loop = asyncio.get_running_loop()

@@ -31,6 +31,7 @@ namespace {
 
 using namespace minicpmo;
 using call_server::on_main_thread;
+using call_server::Timer;
 
 constexpr guint kLimitSeconds = 60;
 constexpr size_t kWavHeader = 44;
@@ -299,19 +300,25 @@ void one_call(GMainLoop* loop, const std::string& url, const std::string& record
 void many_calls(GMainLoop* loop, int calls, const std::string& url) {
   for (int i = 0; i < calls; ++i) {
     Caller caller(url, "/dev/null");
-    int waits_for = 2;
-    const auto one_less = [&] {
-      if (--waits_for == 0) g_main_loop_quit(loop);
+    bool sound = false, channel = false;
+    const auto stop_if_done = [&] {
+      if (sound && channel) g_main_loop_quit(loop);
     };
-    caller.on_sound = one_less;
+    caller.on_sound = [&] {
+      sound = true;
+      stop_if_done();
+    };
     caller.on_event = [&](const nlohmann::json& event) {
-      if (event["type"] == "session.created") one_less();
+      channel = channel || event["type"] == "session.created";
+      stop_if_done();
     };
-    const guint limit = g_timeout_add_seconds(
-        kLimitSeconds, [](gpointer) -> gboolean { fail("a call did not connect"); }, nullptr);
+    Timer limit;
+    limit.start(kLimitSeconds * 1000, [&] {
+      fail("call " + std::to_string(i + 1) + (sound ? " has" : " has no") + " sound and" +
+           (channel ? " a" : " no") + " channel");
+    });
     caller.call();
     g_main_loop_run(loop);
-    g_source_remove(limit);
     if (const guint status = caller.hang_up(); status != SOUP_STATUS_OK)
       fail("hanging up: status " + std::to_string(status));
     tell({{"calls", i + 1}});

@@ -17,8 +17,6 @@ from conversation import Conversation, call, free_ports, opus  # noqa: E402
 SAMPLES = SOURCE / "tools/tiny/samples"
 REPLIES = {r["file"]: r["expected_reply"] for r in json.loads((SAMPLES / "list.json").read_text())}
 CAPITAL, LIGHT_BULB, SPELL = "q01_cap.wav", "q02_gk.wav", "q04_spell.wav"
-# A busy machine may keep the model from being in time once or twice; a pipeline that makes gaps makes them always.
-ATTEMPTS = 3
 OPUS_RECEIVER = ("udpsrc port={port} caps=\"application/x-rtp,media=audio,encoding-name=OPUS,clock-rate=48000,payload=96\" "
                  "! rtpjitterbuffer latency=60 do-lost=true ! rtpopusdepay ! opusdec plc=true")
 
@@ -27,7 +25,7 @@ def said(*names: str) -> list[str]:
     return [str(SAMPLES / n) for n in names]
 
 
-class Call(unittest.TestCase):
+class Call(tap.RealtimeTestCase):
     def check_words(self, conversation, *names: str):
         self.assertEqual(conversation.texts(), [REPLIES[n] for n in names], conversation.output)
 
@@ -37,16 +35,7 @@ class Call(unittest.TestCase):
         self.assertGreater(turn["first_packet_ms"], 0)
         print(f"# {os.path.basename(turn['file'])}: first packet after {turn['first_packet_ms']:.0f} ms, "
               f"{turn['seconds']:.2f} s, longest gap between packets {turn['longest_packet_gap_ms']:.0f} ms")
-
-    def without_gaps(self, hold_call) -> dict:
-        """The report of a call without a gap in its answers: the first such one of a few."""
-        for _ in range(ATTEMPTS):
-            report = hold_call()
-            gaps = [g for t in report["turns"] for g in t["gaps"]]
-            if not gaps:
-                return report
-            print(f"# gaps: {gaps}, this program was late by {report['sent']['latest_ms']:.0f} ms")
-        self.fail(f"gaps in each of {ATTEMPTS} calls")
+        self.assertEqual(turn["gaps"], [], turn)
 
     def check_stream(self, report: dict):
         stream = report["stream"]
@@ -59,7 +48,7 @@ class Call(unittest.TestCase):
 
 class Opus(Call):
     def test_three_turns_with_an_interruption(self):
-        report = self.without_gaps(self.hold_call)
+        report = self.hold_call()
         second = report["turns"][1]
         old = second["interrupted"]["old_sound_ms"]
         print(f"# the old answer went on for {old:.0f} ms after the first voice")
@@ -97,10 +86,7 @@ class Opus(Call):
 
 
 class Others(Call):
-    def converse(self, *arguments, **environment):
-        return self.without_gaps(lambda: self.hold_call(*arguments, **environment))
-
-    def hold_call(self, script: str, before: list[str], arguments: list[str], names: list[str], **environment: str) -> dict:
+    def converse(self, script: str, before: list[str], arguments: list[str], names: list[str], **environment: str) -> dict:
         here, there = free_ports(2)
         environment = {k: v.format(port=here, peer=there) for k, v in environment.items()}
         ports = [] if environment else [str(here), "127.0.0.1", str(there)]

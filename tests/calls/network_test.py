@@ -42,7 +42,7 @@ def figures(name: str, report: dict, right: int) -> dict:
     return FIGURES[name]
 
 
-class Network(unittest.TestCase):
+class Network(tap.RealtimeTestCase):
     @classmethod
     def tearDownClass(cls):
         if folder := os.environ.get("MINICPMO_REPORT"):
