@@ -1,7 +1,7 @@
 // libFuzzer target: any bytes as an SDP offer. Build with clang:
 //   CXX=clang++ meson setup build-fuzz && ninja -C build-fuzz tests/fuzz/offer_fuzz
-//   cd tests/fuzz && ../../build-fuzz/tests/fuzz/offer_fuzz -dict=sdp.dict CORPUS offers
-// New inputs go into CORPUS; tests/fuzz/offers are those that were kept.
+//   cd tests/fuzz && ../../build-fuzz/tests/fuzz/offer_fuzz -dict=sdp.dict CORPUS offer
+// New inputs go into CORPUS; tests/fuzz/offer are those that were kept.
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
