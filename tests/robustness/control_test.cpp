@@ -111,7 +111,8 @@ TEST(States, AHundredCyclesKeepNothing) {
   const int descriptors = open_descriptors(), threads = running_threads();
   for (int i = 0; i < 100; ++i) cycle();
   EXPECT_EQ(open_descriptors(), descriptors);
-  EXPECT_LE(running_threads(), threads);
+  // GLib keeps an idle thread or two of GStreamer's pools; what a cycle forgot would be there 100 times.
+  EXPECT_LE(running_threads(), threads + 8);
   conversation.play();
   conversation.ask();
   expect_right(conversation.run());
