@@ -16,6 +16,7 @@ MODEL, BENCH = SOURCE / "tools/tiny/model", SOURCE / "tools/bench.d"
 sys.path[:0] = [str(SOURCE / "tests/support"), str(BENCH)]
 import bench  # noqa: E402
 import figures  # noqa: E402
+import records  # noqa: E402
 import tap  # noqa: E402
 import traffic  # noqa: E402
 
@@ -64,16 +65,27 @@ class Report(unittest.TestCase):
 class Run(unittest.TestCase):
     def test_typed_questions_on_the_cpu(self):
         with tempfile.TemporaryDirectory() as folder:
-            result = pathlib.Path(folder) / "result.json"
+            result, lines = pathlib.Path(folder) / "result.json", pathlib.Path(folder) / "turns.jsonl"
             command = [sys.executable, BENCH / "bench.py", "--ask", os.environ["ASK"], "--model", MODEL, "--device", "cpu",
-                       "--max-new-tokens", "12", "--threads", "1", "--processes", "1", "--json", result]
+                       "--max-new-tokens", "12", "--threads", "1", "--processes", "2", "--json", result, "--records", lines]
             run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
             self.assertEqual(run.returncode, 0, run.stderr)
-            report = json.loads(result.read_text())
+            report, told = json.loads(result.read_text()), records.load(lines)
         self.assertEqual(report["bandwidth"], dict(missing="not on a GPU"))
-        self.assertEqual(report["summary"]["elements"]["ttfb_ms"]["turns"], 6)
+        self.assertEqual(report["summary"]["elements"]["ttfb_ms"]["turns"], 12)
         self.assertIn("parts_ms.decode", report["summary"]["elements"])
         self.assertNotIn("gpu_ms.decode", report["summary"]["elements"])
+        self.check_records(told, report["turns"]["elements"])
+
+    def check_records(self, told: list[dict], turns: list[dict]):
+        """Those of the tracer are those of minicpmo-ask, which has clocks of its own."""
+        self.assertEqual([(r["process"], r["turn"]) for r in told], [(p, n) for p in (0, 1) for n in range(2, 8)])
+        for record, turn in zip(told, turns):
+            self.assertEqual((record["kind"], record["complete"]), ("typed", True), record)
+            self.assertLess({"prefill", "speech", "vocoder"}, {p["part"] for p in record["parts"]})
+            self.assertAlmostEqual(sum(p["ms"] for p in record["parts"]), record["total_ms"], delta=1)
+            to_sound = sum(p["ms"] for p in record["parts"] if p["part"] not in ("media-out", "sink"))
+            self.assertAlmostEqual(to_sound, turn["ttfb_ms"], delta=20)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ spoken ones are WAV files at the pace of speech. The typed ones are one conversa
                     and the language model goes on after the text that lets speech begin: they do not add up.
     gpu_turn_ms     the same until the end of the turn (in the turns only)
     context         positions of the language model's context at the end of the answer
+    record          with --records: what the tracer minicpmoturns told of the turn; the file has them line by line, for tools/turns
 Lower is better for all of them but the last.
 
 On a GPU, if this Python has torch, the memory's bandwidth is measured first (bandwidth.py), in bytes per second:
@@ -43,10 +44,13 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+sys.path.append(str(ROOT / "tools/turns.d"))
 import figures  # noqa: E402
+import records  # noqa: E402
 import traffic  # noqa: E402
 
 TYPED = ["Hi, how are you?", "I'm fine, thank you!", "What's your name?", "My name is John Doe", "What's your favorite color?",
@@ -83,11 +87,27 @@ def asked(options: argparse.Namespace) -> list[str]:
     return options.questions if options.spoken else [part for text in texts for part in ("--text", text)]
 
 
+def traced(command: list, options: argparse.Namespace) -> list[dict]:
+    """What minicpmo-ask says of its turns; with --records also what the tracer tells of each."""
+    environment = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
+    if not options.records:
+        return json.loads(output(command, options, environment))
+    with tempfile.TemporaryDirectory() as folder:
+        lines = os.path.join(folder, "turns.jsonl")
+        turns = json.loads(output(command, options, environment | {"GST_TRACERS": f"minicpmoturns(file={lines})"}))
+        try:
+            told = records.load(lines)
+        except records.BadFile as e:
+            raise Failed(f"no records of the tracer minicpmoturns ({e})") from e
+    if len(told) != len(turns):
+        raise Failed(f"the tracer minicpmoturns told of {len(told)} turns, there were {len(turns)}")
+    return [turn | {"record": record} for turn, record in zip(turns, told)]
+
+
 def elements(options: argparse.Namespace) -> list[dict]:
     command = [*shlex.split(options.ask), "--json", "--rtp", *common(options)]
     command += ["--realtime"] if options.spoken else ["--separate"] if options.separate else []
-    threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
-    turns = json.loads(output([*command, *asked(options)], options, threads))
+    turns = traced([*command, *asked(options)], options)
     if len(turns) > 1:
         turns[1]["first_turn_ms"] = turns[0]["ttfb_ms"]
     if options.same:
@@ -203,6 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch on the CPU, in each program (default: its own choice)")
     parser.add_argument("--limit", type=int, default=300, help="seconds that one process may take (default 300)")
     parser.add_argument("--json", help="write machine, figures and turns here")
+    parser.add_argument("--records", metavar="FILE", help="load the tracer minicpmoturns, and write what it tells of the elements' turns here")
     parser.add_argument("--plot", help="draw them here (PNG; needs matplotlib)")
     parser.add_argument("questions", nargs="*", help="16 kHz WAV files; the first one is the warm-up (default: of tools/tiny)")
     options = parser.parse_args()
@@ -238,6 +259,9 @@ def main() -> int:
             print(f"{name} / elements, {key}: {r['ratio']:.2f} [{r['low']:.2f}, {r['high']:.2f}]")
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+    if options.records:
+        told = [turn["record"] | {"process": turn["process"]} for turn in turns["elements"]]
+        pathlib.Path(options.records).write_text("".join(json.dumps(record) + "\n" for record in told))
     if options.plot:
         import plot
         plot.draw(report, options.plot)

@@ -1,4 +1,5 @@
-"""What the tracer minicpmoturns wrote: one JSON object a line, the last one of a turn counts."""
+"""What the tracer minicpmoturns wrote: one JSON object a line, the last one of a turn counts. tools/bench --records adds the
+number of the process to each."""
 import json
 import pathlib
 
@@ -13,7 +14,7 @@ class BadFile(Exception):
 
 def load(path: str) -> list[dict]:
     """The turns of a file, in the order of their begin; a process that was killed may have left half a line."""
-    turns: dict[tuple[str, int], dict] = {}
+    turns: dict[tuple, dict] = {}
     try:
         lines = pathlib.Path(path).read_text(errors="replace").splitlines()
     except OSError as e:
@@ -21,7 +22,7 @@ def load(path: str) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            key = record["pipeline"], int(record["turn"])
+            key = record.get("process"), record["pipeline"], int(record["turn"])
             record["parts"] = [p for p in record["parts"] if float(p["ms"]) >= 0 and p["part"]]
         except (ValueError, KeyError, TypeError) as e:
             if number == len(lines):
@@ -31,6 +32,15 @@ def load(path: str) -> list[dict]:
     if not turns:
         raise BadFile(f"{path} has no turn: was the tracer loaded (GST_TRACERS, GST_PLUGIN_PATH), and were there turns?")
     return sorted(turns.values(), key=lambda t: t.get("begin_ns", 0))
+
+
+def labels(turns: list[dict]) -> list[str]:
+    """Each turn's number, and where it is from if not all are from one pipeline."""
+    places = [(t.get("process"), t["pipeline"]) for t in turns]
+    several = len({process for process, _ in places}) > 1
+    if len(set(places)) < 2:
+        return [str(t["turn"]) for t in turns]
+    return [(f"{process}:" if several else "") + f"{pipeline}/{t['turn']}" for (process, pipeline), t in zip(places, turns)]
 
 
 def part_names(turns: list[dict]) -> list[str]:
@@ -48,7 +58,7 @@ def parts(turn: dict) -> dict[str, float]:
 
 def figures_of(turn: dict) -> dict:
     """As tools/bench.d/figures.py takes a turn: those that were heard have all parts, the others none."""
-    out: dict = {"process": turn["pipeline"]}
+    out: dict = {"process": (turn.get("process"), turn["pipeline"])}
     if not turn["complete"]:
         return out
     out["total_ms"] = turn["total_ms"]

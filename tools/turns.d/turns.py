@@ -30,12 +30,10 @@ def cell(value: float | None) -> str:
 def table(turns: list[dict]) -> str:
     """A line for each turn, then percentiles of those that were heard."""
     names = records.part_names(turns)
-    many = len({t["pipeline"] for t in turns}) > 1
     head = f"{'turn':>18s} {'finish':12s}{'total':>9s}" + "".join(f" {n[:9]:>9s}" for n in names)
     lines = [head]
-    for turn in turns:
+    for turn, name in zip(turns, records.labels(turns)):
         found = records.parts(turn)
-        name = f"{turn['pipeline']}/{turn['turn']}" if many else str(turn["turn"])
         marks = "*" * (turn["discarded"] > 0)
         lines.append(f"{name[-18:]:>18s} {turn['finish'] + marks:12s}{cell(turn.get('total_ms'))}" +
                      "".join(f" {cell(found.get(n))}" for n in names))

@@ -19,7 +19,6 @@ def colour(name: str):
 
 
 def bars(axes, turns: list[dict], longest: float) -> None:
-    many = len({t["pipeline"] for t in turns}) > 1
     for y, turn in enumerate(turns):
         left = 0.0
         for part in turn["parts"]:
@@ -31,7 +30,7 @@ def bars(axes, turns: list[dict], longest: float) -> None:
         if turn["finish"] not in ("stop", "length"):
             note += f", {turn['finish']}"
         axes.annotate(note, (left, y), va="center", fontsize=8)
-    axes.set_yticks(range(len(turns)), [f"{t['pipeline']}/{t['turn']}" if many else f"turn {t['turn']}" for t in turns], fontsize=8)
+    axes.set_yticks(range(len(turns)), records.labels(turns), fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.2 * longest)
     for side in ("top", "right"):
