@@ -112,11 +112,11 @@ void Outputs::turn(int pipeline, const Turn& turn, const Parts& parts, const jso
   }
   if (!trace_ || parts.list.empty()) return;
   name_process(pipeline, report["pipeline"]);
-  const std::string id = std::to_string(pipeline) + "." + std::to_string(turn.id);
+  const std::string id = std::to_string(turn.id);
   const auto add = [&](const char* phase, const std::string& name, GstClockTime time, json args) {
     trace({{"ph", phase},
            {"cat", "turn"},
-           {"id", id},
+           {"id2", {{"local", id}}},  // shown with the threads of its pipeline
            {"name", name},
            {"pid", pipeline},
            {"tid", 0},

@@ -35,7 +35,7 @@ constexpr std::array kOwners{
     Owner{"queue", {"max-size-buffers", "max-size-bytes", "max-size-time"}},
     Owner{"queue2", {"max-size-buffers", "max-size-bytes", "max-size-time"}},
     Owner{"opusenc", {"frame-size"}},
-    Owner{"opusdec", {"plc"}},
+    Owner{"opusdec", {"use-inband-fec", "plc"}},
     Owner{"audiomixer", {"latency", "output-buffer-duration"}},
     Owner{"liveadder", {"latency", "output-buffer-duration"}},
     Owner{"minicpmotts", {"max-codes"}},
