@@ -370,7 +370,7 @@ GstFlowReturn AudioFramer::encode(size_t samples) {
   const GstClockTime begin = gst_util_get_timestamp();
   failed_ = true;  // also if it throws
   auto embeddings = [&] {
-    const StageSpan span(element_, "encode", turn_id_, session_.get());
+    const StageSpan span(element_, "encode", turn_id_);
     return session_->step(pcm, gst_minicpmo_element_cancel_flag(element_));
   }();
   const GstClockTime spent = gst_util_get_timestamp() - begin;

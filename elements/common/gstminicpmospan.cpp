@@ -9,37 +9,31 @@ namespace {
 enum { SIGNAL_STAGE_BEGIN, SIGNAL_STAGE_END, SIGNAL_COUNT };
 guint signals[SIGNAL_COUNT];
 
-guint new_signal(GType type, const char* name) {
-  return g_signal_new(name, type, G_SIGNAL_RUN_LAST, 0, nullptr, nullptr, nullptr, G_TYPE_NONE, 3,
-                      G_TYPE_STRING | G_SIGNAL_TYPE_STATIC_SCOPE, G_TYPE_UINT64, G_TYPE_UINT64);
-}
-
 }  // namespace
 
 void gst_minicpmo_span_install_signals(GType type) {
-  signals[SIGNAL_STAGE_BEGIN] = new_signal(type, "stage-begin");
-  signals[SIGNAL_STAGE_END] = new_signal(type, "stage-end");
+  signals[SIGNAL_STAGE_BEGIN] = g_signal_new(
+      "stage-begin", type, G_SIGNAL_RUN_LAST, 0, nullptr, nullptr, nullptr, G_TYPE_NONE, 3,
+      G_TYPE_STRING | G_SIGNAL_TYPE_STATIC_SCOPE, G_TYPE_UINT64, G_TYPE_UINT64);
+  signals[SIGNAL_STAGE_END] =
+      g_signal_new("stage-end", type, G_SIGNAL_RUN_LAST, 0, nullptr, nullptr, nullptr, G_TYPE_NONE,
+                   2, G_TYPE_STRING | G_SIGNAL_TYPE_STATIC_SCOPE, G_TYPE_UINT64);
 }
 
 namespace minicpmo {
 
 StageSpan::StageSpan(GstMiniCpmoElement* element, const char* stage, guint64 turn_id,
-                     GstClockTime handed_in, GpuTime gpu_time, const void* session)
-    : element_(element), stage_(stage), turn_id_(turn_id), gpu_time_(gpu_time), session_(session) {
+                     GstClockTime handed_in)
+    : element_(element), stage_(stage), turn_id_(turn_id) {
 #ifdef MINICPMO_NVTX
   nvtxRangePushA(stage_);
 #endif
   told_ = g_signal_has_handler_pending(element_, signals[SIGNAL_STAGE_END], 0, FALSE) != FALSE;
-  if (!told_) return;
-  gpu_begin_ = gpu_time_(session_);
-  g_signal_emit(element_, signals[SIGNAL_STAGE_BEGIN], 0, stage_, turn_id_, handed_in);
+  if (told_) g_signal_emit(element_, signals[SIGNAL_STAGE_BEGIN], 0, stage_, turn_id_, handed_in);
 }
 
 StageSpan::~StageSpan() {
-  if (told_) {
-    const auto gpu_time = static_cast<guint64>(gpu_time_(session_) - gpu_begin_);
-    g_signal_emit(element_, signals[SIGNAL_STAGE_END], 0, stage_, turn_id_, gpu_time);
-  }
+  if (told_) g_signal_emit(element_, signals[SIGNAL_STAGE_END], 0, stage_, turn_id_);
 #ifdef MINICPMO_NVTX
   nvtxRangePop();
 #endif

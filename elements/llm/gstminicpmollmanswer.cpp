@@ -158,7 +158,7 @@ LlmWorker::Outcome LlmWorker::decode(Answer& answer) {
     if (const auto outcome = say_again(answer)) return *outcome;
   } else {
     const Result<void> started = [&] {
-      const StageSpan span(element_, "prefill", answer.turn_id, session_.get());
+      const StageSpan span(element_, "prefill", answer.turn_id);
       return session_->start_answer(cancel_);
     }();
     answer.model_time = elapsed_since(answer.start);
@@ -168,7 +168,7 @@ LlmWorker::Outcome LlmWorker::decode(Answer& answer) {
   while (answer.finish == FinishReason::kNone) {
     const auto begin = std::chrono::steady_clock::now();
     const Result<Burst> burst = [&] {
-      const StageSpan span(element_, "decode", answer.turn_id, session_.get());
+      const StageSpan span(element_, "decode", answer.turn_id);
       return session_->next_burst(cancel_);
     }();
     answer.model_time += elapsed_since(begin);

@@ -380,7 +380,7 @@ void LlmWorker::prefill(const LlmCommand& command) {
   if (turn_full_ || !ready()) return;
   const auto start = std::chrono::steady_clock::now();
   const Result<void> done = [&] {
-    const StageSpan span(element_, "prefill", turn_id_, session_.get(), command.handed_in);
+    const StageSpan span(element_, "prefill", turn_id_, command.handed_in);
     return session_->prefill_audio(*command.embeddings, cancel_);
   }();
   if (!done.ok()) {
@@ -403,7 +403,7 @@ void LlmWorker::message(const LlmCommand& command) {
   const guint64 open = turn_id_ != 0 ? turn_id_ : last_turn_id_ + 1;
   const Result<void> done = [&] {
     const StageSpan span(element_, "prefill", command.turn_id != 0 ? command.turn_id : open,
-                         session_.get(), command.handed_in);
+                         command.handed_in);
     return session_->prefill_text(command.text, cancel_);
   }();
   if (!done.ok()) {

@@ -216,7 +216,7 @@ GstFlowReturn SpeechStream::step() {
   while (!said_all_) {
     const auto begin = std::chrono::steady_clock::now();
     const auto chunk = [&] {
-      const StageSpan span(element_, "speech", turn_id_, session_.get());
+      const StageSpan span(element_, "speech", turn_id_);
       return session_->step(gst_minicpmo_element_cancel_flag(element_));
     }();
     const auto time = std::chrono::steady_clock::now() - begin;

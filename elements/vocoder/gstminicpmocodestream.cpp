@@ -336,7 +336,7 @@ GstFlowReturn CodeStream::decode(const Tensor& codes, bool segment_start) {
   const GstClockTime begin = gst_util_get_timestamp();
   failed_ = true;  // also if it throws
   auto pcm = [&] {
-    const StageSpan span(element_, "vocoder", turn_id_, session_.get());
+    const StageSpan span(element_, "vocoder", turn_id_);
     return session_->step(codes, segment_start, gst_minicpmo_element_cancel_flag(element_));
   }();
   const GstClockTime spent = gst_util_get_timestamp() - begin;

@@ -187,11 +187,10 @@ static void on_stage_begin(GstElement* element, const gchar* stage, guint64 turn
   });
 }
 
-static void on_stage_end(GstElement* element, const gchar* stage, guint64 turn_id, guint64 gpu_time,
-                         gpointer) {
+static void on_stage_end(GstElement* element, const gchar* stage, guint64 turn_id, gpointer) {
   guarded([&] {
     if (const PipelineTracePtr pipeline = pipeline_of_element(element))
-      pipeline->stage_end(stage, turn_id, gpu_time);
+      pipeline->stage_end(element, stage, turn_id);
   });
 }
 

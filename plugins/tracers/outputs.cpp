@@ -77,30 +77,42 @@ void Outputs::name_thread(int pipeline, gint64 thread, const std::string& name) 
 }
 
 void Outputs::work(int pipeline, const std::string& pipeline_name, const std::string& what,
-                   guint64 turn_id, GstClockTime begin, GstClockTime end, GstClockTime gpu_time) {
+                   guint64 turn_id, GstClockTime begin, GstClockTime end) {
   const gint64 thread = thread_id();
   std::lock_guard lock(mutex_);
   if (!trace_) return;
   name_process(pipeline, pipeline_name);
   name_thread(pipeline, thread, thread_name());
-  json event = {{"ph", "X"},
-                {"cat", "stage"},
-                {"name", what},
-                {"pid", pipeline},
-                {"tid", thread},
-                {"ts", microseconds(begin)},
-                {"dur", microseconds(end - begin)},
-                {"args", {{"turn", turn_id}}}};
-  trace(event);
-  if (gpu_time == 0) return;
-  // How long the GPU worked is known, not when: at the latest before the call returned.
-  const gint64 track = kGpuTrack + static_cast<gint64>(std::hash<std::string>{}(what) % 997);
-  name_thread(pipeline, track, "CUDA stream: " + what);
-  event["tid"] = track;
-  event["ts"] = microseconds(end - std::min(gpu_time, end - begin));
-  event["dur"] = microseconds(std::min(gpu_time, end - begin));
-  event["cat"] = "gpu";
-  trace(event);
+  trace({{"ph", "X"},
+         {"cat", "stage"},
+         {"name", what},
+         {"pid", pipeline},
+         {"tid", thread},
+         {"ts", microseconds(begin)},
+         {"dur", microseconds(end - begin)},
+         {"args", {{"turn", turn_id}}}});
+}
+
+void Outputs::gpu_work(int pipeline, const std::string& pipeline_name, const std::string& stage,
+                       guint64 turn_id, GstClockTime call_begin, GstClockTime duration) {
+  std::lock_guard lock(mutex_);
+  if (!trace_) return;
+  const gint64 track = kGpuTrack + static_cast<gint64>(std::hash<std::string>{}(stage) % 997);
+  name_process(pipeline, pipeline_name);
+  name_thread(pipeline, track, "CUDA stream: " + stage);
+  // How long the GPU worked is known, not when: after the call had begun, and after what was
+  // before.
+  GstClockTime& ends = gpu_ends_[{pipeline, track}];
+  const GstClockTime begin = std::max(ends, call_begin);
+  ends = begin + duration;
+  trace({{"ph", "X"},
+         {"cat", "gpu"},
+         {"name", stage},
+         {"pid", pipeline},
+         {"tid", track},
+         {"ts", microseconds(begin)},
+         {"dur", microseconds(duration)},
+         {"args", {{"turn", turn_id}}}});
 }
 
 void Outputs::turn(int pipeline, const Turn& turn, const Parts& parts, const json& report) {

@@ -35,9 +35,12 @@ class Outputs {
 
   // A pipeline's turn.
   void turn(int pipeline, const Turn& turn, const Parts& parts, const nlohmann::json& report);
-  // What the calling thread did until now. gpu_time: of it, on a GPU.
+  // What the calling thread did.
   void work(int pipeline, const std::string& pipeline_name, const std::string& what,
-            guint64 turn_id, GstClockTime begin, GstClockTime end, GstClockTime gpu_time);
+            guint64 turn_id, GstClockTime begin, GstClockTime end);
+  // For so long a GPU worked for a stage whose last call began then.
+  void gpu_work(int pipeline, const std::string& pipeline_name, const std::string& stage,
+                guint64 turn_id, GstClockTime call_begin, GstClockTime duration);
 
  private:
   using File = std::unique_ptr<std::FILE, CloseFile>;
@@ -52,6 +55,7 @@ class Outputs {
   bool any_ = false;  // event of the trace
   std::set<int> processes_;
   std::set<std::pair<int, gint64>> threads_;
+  std::map<std::pair<int, gint64>, GstClockTime> gpu_ends_;
 };
 
 // The log records; for the class of the tracer.

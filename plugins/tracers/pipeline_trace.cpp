@@ -39,6 +39,18 @@ bool is_valid(GstClockTime time) {
   return GST_CLOCK_TIME_IS_VALID(time);
 }
 
+// The whole, and what of it was prefill, ns.
+std::pair<GstClockTime, GstClockTime> gpu_times_of(GstElement* element) {
+  GstStructure* stats = nullptr;
+  g_object_get(element, "stats", &stats, nullptr);
+  guint64 total = 0, prefill = 0;
+  if (stats == nullptr) return {};
+  gst_structure_get_uint64(stats, "gpu-time", &total);
+  gst_structure_get_uint64(stats, "gpu-prefill-time", &prefill);
+  gst_structure_free(stats);
+  return {total, std::min(total, prefill)};
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------- turns
@@ -87,6 +99,7 @@ bool PipelineTrace::is_ready(const Turn& turn) const {
 // `all`: also those that have not ended.
 void PipelineTrace::tell(bool all) {
   std::lock_guard telling(tell_mutex_);
+  note_gpu_of_ready(all);
   std::vector<Turn> ready;
   {
     std::lock_guard lock(mutex_);
@@ -111,6 +124,7 @@ void PipelineTrace::finish() {
   tell(true);
   std::lock_guard lock(mutex_);
   stages_.clear();
+  gpu_clocks_.clear();
   sounding_ = 0;
 }
 
@@ -371,15 +385,25 @@ void PipelineTrace::stage_begin(GstElement* element, const std::string& stage, g
         (turn == nullptr || turn->path->pads.empty()) && (stage == "encode" || stage == "prefill");
   }
   if (begins) begin_turn(element, turn_id);
+  bool other_turn;
+  {
+    std::lock_guard lock(mutex_);
+    const auto clock = gpu_clocks_.find(element);
+    other_turn = clock == gpu_clocks_.end() || clock->second.turn_id != turn_id;
+  }
+  if (other_turn) note_gpu(element, turn_id);
   std::lock_guard lock(mutex_);
   const GstClockTime now = gst_util_get_timestamp();
   stages_[{stage, turn_id}] = {now, handed_in};
+  GpuClock& clock = gpu_clocks_[element];
+  if (stage != "prefill") clock.stage = stage;
+  clock.began[stage] = now;
   Turn* turn = known(turn_id);
   if (turn != nullptr && stage == "decode" && !is_valid(turn->decode_begin))
     turn->decode_begin = now;
 }
 
-void PipelineTrace::stage_end(const std::string& stage, guint64 turn_id, GstClockTime gpu_time) {
+void PipelineTrace::stage_end(GstElement* element, const std::string& stage, guint64 turn_id) {
   const GstClockTime now = gst_util_get_timestamp();
   Stage call;
   {
@@ -392,7 +416,6 @@ void PipelineTrace::stage_end(const std::string& stage, guint64 turn_id, GstCloc
       StageWork& work = turn->stages[stage];
       ++work.calls;
       work.busy += now - call.begin;
-      work.gpu += gpu_time;
       if (stage == "encode") {
         turn->encoded = true;
         turn->encode_end = now;
@@ -401,7 +424,57 @@ void PipelineTrace::stage_end(const std::string& stage, guint64 turn_id, GstCloc
       if (stage == "vocoder" && !is_valid(turn->vocoded)) turn->vocoded = now;
     }
   }
-  if (outputs_.tracing()) outputs_.work(number_, name_, stage, turn_id, call.begin, now, gpu_time);
+  if (!outputs_.tracing()) return;  // then once a turn is enough
+  outputs_.work(number_, name_, stage, turn_id, call.begin, now);
+  note_gpu(element);
+}
+
+void PipelineTrace::note_gpu(GstElement* element, guint64 next_turn) {
+  const auto [total, prefill] = gpu_times_of(element);
+  struct Work {
+    std::string stage;
+    GstClockTime began, duration;
+  };
+  std::vector<Work> done;
+  guint64 turn_id;
+  {
+    std::lock_guard lock(mutex_);
+    const auto [found, made] = gpu_clocks_.try_emplace(element);
+    GpuClock& clock = found->second;
+    turn_id = clock.turn_id;
+    const auto add = [&](const std::string& stage, GstClockTime so_far, GstClockTime before) {
+      if (made || so_far <= before) return;
+      if (Turn* turn = known(turn_id)) turn->stages[stage].gpu += so_far - before;
+      done.push_back({stage, clock.began[stage], so_far - before});
+    };
+    add("prefill", prefill, clock.prefill);
+    add(clock.stage, total - prefill, clock.total - clock.prefill);
+    clock.total = std::max(clock.total, total);
+    clock.prefill = std::max(clock.prefill, prefill);
+    if (next_turn != 0) clock.turn_id = next_turn;
+  }
+  for (const Work& work : done)
+    outputs_.gpu_work(number_, name_, work.stage, turn_id, work.began, work.duration);
+}
+
+// What calls that had returned before the GPU was done have cost, for the turns that are told next.
+void PipelineTrace::note_gpu_of_ready(bool all) {
+  std::vector<std::shared_ptr<const TurnPath>> paths;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [id, turn] : turns_)
+      if (!turn.told && (all || is_ready(turn))) paths.push_back(turn.path);
+  }
+  for (const auto& path : paths) {
+    for (const int i : {path->encoder, path->llm, path->speech, path->vocoder}) {
+      if (i < 0) continue;
+      auto* element = static_cast<GstElement*>(
+          g_weak_ref_get(&path->pads[static_cast<size_t>(i)]->element.element));
+      if (element == nullptr) continue;
+      note_gpu(element);
+      gst_object_unref(element);
+    }
+  }
 }
 
 // What was read before the question had ended cost no time.

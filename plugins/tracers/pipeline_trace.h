@@ -37,7 +37,7 @@ class PipelineTrace {
   // A stage works.
   void stage_begin(GstElement* element, const std::string& stage, guint64 turn_id,
                    GstClockTime handed_in);
-  void stage_end(const std::string& stage, guint64 turn_id, GstClockTime gpu_time);
+  void stage_end(GstElement* element, const std::string& stage, guint64 turn_id);
   // The language model's answer had so many tokens.
   void answer(guint64 turn_id, guint64 tokens);
   // The pipeline stops: tells what is left.
@@ -47,6 +47,14 @@ class PipelineTrace {
   struct Stage {
     GstClockTime begin = kNever;
     GstClockTime handed_in = kNever;
+  };
+  // What an element's calls have cost on a GPU so far: a call may return before the GPU is done, so
+  // what is new belongs to the turn of the calls before.
+  struct GpuClock {
+    GstClockTime total = 0, prefill = 0;  // as the element's stats say; prefill is part of total
+    guint64 turn_id = 0;
+    std::string stage;                          // of what is not prefill
+    std::map<std::string, GstClockTime> began;  // the last call of each stage
   };
   // What passes a pad, and when.
   struct Passing {
@@ -79,6 +87,9 @@ class PipelineTrace {
   void begin_turn(GstElement* element, guint64 turn_id);
   void note_queue(GstPad* pad, const PadInfo& info, guint64 turn_id);
   void tell(bool all);
+  // Reads the element's stats, and goes on to the turn if that is not 0.
+  void note_gpu(GstElement* element, guint64 next_turn = 0);
+  void note_gpu_of_ready(bool all);
 
   const std::string name_;
   const int number_;
@@ -87,6 +98,7 @@ class PipelineTrace {
   std::mutex mutex_;  // guards what follows, and the infos of the pads
   std::map<guint64, Turn> turns_;
   std::map<std::pair<std::string, guint64>, Stage> stages_;
+  std::map<const GstElement*, GpuClock> gpu_clocks_;
   guint64 sounding_ = 0;  // the last turn whose sound has left the vocoder
 
   std::mutex tell_mutex_;  // turns are told one after the other

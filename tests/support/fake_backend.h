@@ -44,6 +44,7 @@ struct FakeSettings {
   std::chrono::milliseconds load_delay{0};  // Engine::load, cancellable; 10 reports of progress
   std::chrono::milliseconds step_delay{0};  // every step, prefill, burst; cancellable
   std::chrono::nanoseconds gpu_time{0};     // that each of these says it took on a GPU
+  std::chrono::milliseconds gpu_behind{0};  // and says it so long after it has returned
   std::optional<Error> open_error;          // returned by Backend::open_engine
   std::optional<Error> load_error;          // returned by Engine::load, after load_delay
   std::optional<Error> session_error;       // returned by Engine::new_*, Backend::new_*

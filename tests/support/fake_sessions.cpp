@@ -51,7 +51,7 @@ class Session {
   };
 
   // What every step starts with: the delay and the failures of the settings.
-  Result<void> begin_step(const CancelFlag& cancel) {
+  Result<void> begin_step(const CancelFlag& cancel, bool prefill = false) {
     const FakeSettings& settings = owner_.settings();
     ++owner_.counters().steps;
     if (settings.throw_in_step) throw std::runtime_error("thrown by the fake step");
@@ -61,10 +61,19 @@ class Session {
     }
     if (settings.step_error && steps_ >= settings.steps_before_error) return *settings.step_error;
     ++steps_;
-    gpu_nanoseconds_ += settings.gpu_time.count();
+    const std::lock_guard lock(gpu_mutex_);
+    gpu_work_.push_back({std::chrono::steady_clock::now() + settings.gpu_behind,
+                         settings.gpu_time.count(), prefill});
     return {};
   }
-  int64_t gpu_time() const { return gpu_nanoseconds_; }
+  int64_t gpu_time(bool prefill_only = false) const {
+    const std::lock_guard lock(gpu_mutex_);
+    const auto now = std::chrono::steady_clock::now();
+    int64_t sum = 0;
+    for (const GpuWork& work : gpu_work_)
+      if (work.done <= now && (work.prefill || !prefill_only)) sum += work.nanoseconds;
+    return sum;
+  }
   void note(std::string call) { owner_.log().add(std::move(call)); }
 
   FakeBackend& owner_;
@@ -72,7 +81,13 @@ class Session {
  private:
   std::atomic<bool> busy_{false};
   int steps_ = 0;
-  std::atomic<int64_t> gpu_nanoseconds_{0};
+  mutable std::mutex gpu_mutex_;
+  struct GpuWork {
+    std::chrono::steady_clock::time_point done;
+    int64_t nanoseconds;
+    bool prefill;
+  };
+  std::vector<GpuWork> gpu_work_;  // guarded by gpu_mutex_
 };
 
 class FakeAudioEncoder final : public AudioEncoder, Session {
@@ -144,7 +159,7 @@ class FakeLanguageModel final : public LanguageModel, Session {
   Result<void> start_answer(const CancelFlag& cancel) override {
     Inside inside(*this);
     note("lm.start_answer");
-    RETURN_IF_ERROR(begin_step(cancel));
+    RETURN_IF_ERROR(begin_prefill(cancel));
     answer_ = owner_.settings().answer;
     if (answer_.empty())
       answer_ = text_.empty() ? "You said " + std::to_string(rows_) + " rows."
@@ -224,15 +239,10 @@ class FakeLanguageModel final : public LanguageModel, Session {
 
   int64_t context_used() const override { return context_ + rows_; }
   int64_t gpu_nanoseconds() const override { return gpu_time(); }
-  int64_t gpu_prefill_nanoseconds() const override { return prefills_; }
+  int64_t gpu_prefill_nanoseconds() const override { return gpu_time(true); }
 
  private:
-  Result<void> begin_prefill(const CancelFlag& cancel) {
-    const int64_t before = gpu_time();
-    RETURN_IF_ERROR(begin_step(cancel));
-    prefills_ += gpu_time() - before;
-    return {};
-  }
+  Result<void> begin_prefill(const CancelFlag& cancel) { return begin_step(cancel, true); }
 
   Result<void> add_rows(int64_t rows) {
     if (rows_ + rows > owner_.settings().context_rows)
@@ -251,7 +261,6 @@ class FakeLanguageModel final : public LanguageModel, Session {
   size_t spoken_ = 0;
   size_t burst_ = 0;
   bool first_ = false;
-  std::atomic<int64_t> prefills_{0};  // GPU time
 };
 
 class FakeSpeechModel final : public SpeechModel, Session {

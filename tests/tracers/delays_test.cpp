@@ -164,6 +164,22 @@ TEST_F(Delays, InTheStages) {
   EXPECT_GT(stages["decode"]["tokens_per_s"].get<double>(), 0);
 }
 
+// Calls that return before the GPU is done: what it took is known when the turn is told, and is of
+// the stage and the turn that asked for it.
+TEST_F(Delays, OfTheGpuBehindTheCalls) {
+  Call call;
+  for (const int ms : {7, 11}) {
+    backend_.settings().step_delay = std::chrono::milliseconds(30);
+    backend_.settings().gpu_time = std::chrono::milliseconds(ms);
+    backend_.settings().gpu_behind = std::chrono::milliseconds(50);
+    const nlohmann::json turn = call.turn();
+    for (const char* stage : {"encode", "prefill"}) {
+      const auto& found = turn["stages"][stage];
+      EXPECT_NEAR(found["gpu_ms"].get<double>(), ms * found["calls"].get<double>(), 0.01) << stage;
+    }
+  }
+}
+
 // A network that is late, in front of a jitter buffer.
 TEST_F(Delays, InTheNetwork) {
   Line line;
