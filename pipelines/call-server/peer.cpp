@@ -1,6 +1,7 @@
 #include "peer.h"
 
 #include <gst/sdp/sdp.h>
+#include <malloc.h>
 
 #include <thread>
 
@@ -515,6 +516,9 @@ void Peer::close() {
     }
     gst_element_set_state(GST_ELEMENT(pipeline), GST_STATE_NULL);
     gst_object_unref(pipeline);
+    // What a call had lies free between what is in use, in an arena for each of its threads: glibc
+    // would keep it, hundreds of kilobytes a call.
+    if (stopping_ == 1) malloc_trim(0);
     --stopping_;
   }).detach();
 }
