@@ -139,7 +139,8 @@ def bench(processes: int = 3, output: str = "bench.json"):
             secrets=[modal.Secret.from_name("gst-minicpmo", required_keys=["MINICPMO_CALL_TOKEN"])],
             env={"PORT": str(PORT), "MINICPMO_MODEL": MODEL, "MINICPMO_MAX_CALLS": str(MAX_CALLS)},
             port=PORT, startup_timeout=300, exit_grace_period=25, routing_region=os.environ.get("MINICPMO_REGION") or "us-east",
-            # A call is one WebSocket, so one request, as long as it lasts. Another container starts before this one is full.
+            # Modal counts requests under way. A WebRTC call is none: so far these only keep bursts of signalling apart, and what
+            # is too much for a container is refused by the call server.
             target_concurrency=max(1, MAX_CALLS - 1), max_concurrency=MAX_CALLS + OTHER_REQUESTS,
             min_containers=MIN_CONTAINERS, max_containers=MAX_CONTAINERS, scaledown_window=120,
             # Browsers cannot send Modal's own keys with a WebSocket: the call server asks for its token itself.

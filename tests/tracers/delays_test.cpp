@@ -160,6 +160,9 @@ TEST_F(Delays, InTheStages) {
                 0.01)
         << stage;
   EXPECT_GE(stages["speech"]["gpu_ms"].get<double>(), 7);
+  for (const char* stage : {"encode", "prefill", "decode"})
+    EXPECT_GE(stages[stage]["ms"].get<double>(), kDelay * stages[stage]["calls"].get<double>())
+        << stage;
   EXPECT_GT(stages["speech"]["codes_per_s"].get<double>(), 0);
   EXPECT_GT(stages["decode"]["tokens_per_s"].get<double>(), 0);
 }
