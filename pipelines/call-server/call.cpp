@@ -34,11 +34,11 @@ double seconds_now() {
 
 }  // namespace
 
-Call::Call(const Settings& settings, Metrics& metrics, std::string id, Answered answered,
+Call::Call(const Settings& settings, Metrics& metrics, const Options& given, Answered answered,
            Ended ended)
     : settings_(settings),
       metrics_(metrics),
-      id_(std::move(id)),
+      id_(given.id),
       answered_(std::move(answered)),
       ended_(std::move(ended)),
       began_(g_get_monotonic_time()) {
@@ -47,60 +47,71 @@ Call::Call(const Settings& settings, Metrics& metrics, std::string id, Answered 
   options.instructions = settings.system_prompt;
   options.voices = {"default"};
   for (const auto& [name, file] : settings.voices) options.voices.push_back(name);
+  options.audio_events = given.audio_events;
+  options.beta = given.beta;
   options.seconds = seconds_now;
   session_ = std::make_unique<RealtimeSession>(*this, std::move(options));
 }
 
 Result<std::shared_ptr<Call>> Call::make(const Settings& settings, Metrics& metrics,
-                                         const Offer& offer, const std::string& id,
+                                         const Options& options, const Make& pipeline,
                                          Answered answered, Ended ended) {
   std::shared_ptr<Call> call(
-      new Call(settings, metrics, id, std::move(answered), std::move(ended)));
-  ASSIGN_OR_RETURN(call->peer_, Peer::make(settings, offer, call->callbacks()));
+      new Call(settings, metrics, options, std::move(answered), std::move(ended)));
+  ASSIGN_OR_RETURN(call->peer_, pipeline(call->callbacks()));
   return call;
 }
 
-PeerCallbacks Call::callbacks() {
+CallCallbacks Call::callbacks() {
   // The peer does not outlive the call, and calls nothing once it is closed.
-  return {.answered =
-              [this](Result<std::string> sdp) {
-                const auto self = shared_from_this();
-                const bool ok = sdp.ok();
-                std::exchange(answered_, nullptr)(std::move(sdp));
-                if (!ok) end("failed");
-              },
-          .connection = [this](GstWebRTCPeerConnectionState state) { connected(state); },
-          .channel_open =
-              [this] {
-                open_ = true;
-                session_->opened();
-                if (!config_.empty())
-                  session_->receive(R"({"type": "session.update", "session": )" + config_ + "}");
-              },
-          .message = [this](const std::string& message) { session_->receive(message); },
-          .told = [this](const GstStructure* fields) { told(fields); },
-          .words =
-              [this](uint64_t turn, const std::string& text) {
-                answer_of(turn).text += text;
-                session_->answer_words(turn, text);
-              },
-          .sound_begins = [this](uint64_t turn) { sound_begins(turn); },
-          .sound_ends = [this](uint64_t turn, unsigned ms) { sound_ends(turn, ms); },
-          .sound_dropped = [this] { sound_end_.stop(); },
-          .wrong_certificate =
-              [this] {
-                const auto self = shared_from_this();
-                g_warning("call %s: the client's certificate is not the offer's (a=fingerprint)",
-                          id_.c_str());
-                end("fingerprint");
-              },
-          .failed =
-              [this](const std::string& message) {
-                const auto self = shared_from_this();
-                g_warning("call %s failed: %s", id_.c_str(), message.c_str());
-                session_->failed("the call failed on the server");
-                end("failed");
-              }};
+  return {
+      .answered =
+          [this](Result<std::string> sdp) {
+            const auto self = shared_from_this();
+            const bool ok = sdp.ok();
+            std::exchange(answered_, nullptr)(std::move(sdp));
+            if (!ok) end("failed");
+          },
+      .connected = [this] { connected_ = true; },
+      .gone =
+          [this] {
+            // Before, none of the offer's candidates may be of use, and the client still find
+            // the way to us.
+            if (connected_) end("client");
+          },
+      .channel_open =
+          [this] {
+            open_ = true;
+            session_->opened();
+            if (!config_.empty())
+              session_->receive(R"({"type": "session.update", "session": )" + config_ + "}");
+          },
+      .message = [this](const std::string& message) { session_->receive(message); },
+      .told = [this](const GstStructure* fields) { told(fields); },
+      .words =
+          [this](uint64_t turn, const std::string& text) {
+            answer_of(turn).text += text;
+            session_->answer_words(turn, text);
+          },
+      .sound_begins = [this](uint64_t turn) { sound_begins(turn); },
+      .sound_ends = [this](uint64_t turn, unsigned ms) { sound_ends(turn, ms); },
+      .sound_dropped = [this] { sound_end_.stop(); },
+      .sound = [this](uint64_t turn, const std::string& pcm) { session_->answer_audio(turn, pcm); },
+      .wrong_certificate =
+          [this] {
+            const auto self = shared_from_this();
+            g_warning("call %s: the client's certificate is not the offer's (a=fingerprint)",
+                      id_.c_str());
+            end("fingerprint");
+          },
+      .too_slow = [this] { end("slow"); },
+      .failed =
+          [this](const std::string& message) {
+            const auto self = shared_from_this();
+            g_warning("call %s failed: %s", id_.c_str(), message.c_str());
+            session_->failed("the call failed on the server");
+            end("failed");
+          }};
 }
 
 void Call::start(const std::string& sdp, const std::string& config) {
@@ -115,7 +126,7 @@ void Call::end(const std::string& why) {
   const auto self = shared_from_this();
   watch_.stop();
   sound_end_.stop();
-  peer_->close();
+  peer_->close(why);
   if (answered_)
     std::exchange(answered_, nullptr)(Error{ErrorCode::kCancelled, "the call was ended", ""});
   metrics_.call_ended(why, static_cast<double>(g_get_monotonic_time() - began_) / 1e6);
@@ -128,14 +139,6 @@ void Call::end_when_quiet() {
 }
 
 // ---- What the peer tells
-
-void Call::connected(GstWebRTCPeerConnectionState state) {
-  if (state == GST_WEBRTC_PEER_CONNECTION_STATE_CONNECTED) connected_ = true;
-  // Before, none of the offer's candidates may be of use, and the client still find the way to us.
-  const bool gone = state == GST_WEBRTC_PEER_CONNECTION_STATE_FAILED ||
-                    state == GST_WEBRTC_PEER_CONNECTION_STATE_CLOSED;
-  if (gone && connected_) end("client");
-}
 
 void Call::watch() {
   const double age = static_cast<double>(g_get_monotonic_time() - began_) / 1e6;
@@ -254,15 +257,19 @@ void Call::set_turn_detection(const TurnDetection& detection) {
 }
 
 void Call::start_turn() {
-  g_signal_emit_by_name(peer_->turn(), "start-turn");
+  peer_->start_turn();
 }
 
 void Call::end_turn() {
-  g_signal_emit_by_name(peer_->turn(), "end-turn");
+  peer_->end_turn();
 }
 
 void Call::discard_turn() {
-  g_signal_emit_by_name(peer_->turn(), "cancel-turn");
+  peer_->cancel_turn();
+}
+
+bool Call::append_audio(std::string_view pcm) {
+  return peer_->append_audio(pcm);
 }
 
 void Call::reset_conversation() {

@@ -7,9 +7,9 @@
 #include <memory>
 #include <string>
 
+#include "call_pipeline.h"
 #include "main_thread.h"
 #include "metrics.h"
-#include "peer.h"
 #include "realtime.h"
 #include "settings.h"
 
@@ -21,11 +21,19 @@ class Call final : public CallControl, public std::enable_shared_from_this<Call>
   // Once; `why` is one of the words of Metrics::call_ended.
   using Ended = std::function<void(const std::string& id, const std::string& why)>;
 
-  // `settings` and `metrics` outlive the call.
+  // Makes the pipeline of a call, which tells these callbacks what happens in it.
+  using Make = std::function<Result<std::shared_ptr<CallPipeline>>(CallCallbacks)>;
+  struct Options {
+    std::string id;
+    bool audio_events = false;  // sound comes and goes as events
+    bool beta = false;          // the events have the names from before 2025
+  };
+
+  // `settings` and `metrics` outlive the call. `answered` may be null.
   static Result<std::shared_ptr<Call>> make(const Settings& settings, Metrics& metrics,
-                                            const Offer& offer, const std::string& id,
+                                            const Options& options, const Make& pipeline,
                                             Answered answered, Ended ended);
-  // `config`: a session as in session.update, or empty.
+  // `sdp`: of a WebRTC call; `config`: a session as in session.update, or empty.
   void start(const std::string& sdp, const std::string& config);
   void end(const std::string& why);
   // As soon as nobody speaks or is answered.
@@ -44,6 +52,7 @@ class Call final : public CallControl, public std::enable_shared_from_this<Call>
   void end_turn() override;
   void discard_turn() override;
   void reset_conversation() override;
+  bool append_audio(std::string_view pcm) override;
 
  private:
   struct Answer {
@@ -51,9 +60,9 @@ class Call final : public CallControl, public std::enable_shared_from_this<Call>
     AnswerEnd end = AnswerEnd::kComplete;
     bool sounds = false;
   };
-  Call(const Settings& settings, Metrics& metrics, std::string id, Answered answered, Ended ended);
-  PeerCallbacks callbacks();
-  void connected(GstWebRTCPeerConnectionState state);
+  Call(const Settings& settings, Metrics& metrics, const Options& options, Answered answered,
+       Ended ended);
+  CallCallbacks callbacks();
   void told(const GstStructure* fields);
   void answered(uint64_t turn, const GstStructure* fields);
   Answer& answer_of(uint64_t turn);
@@ -67,7 +76,7 @@ class Call final : public CallControl, public std::enable_shared_from_this<Call>
   std::string id_;
   Answered answered_;
   Ended ended_;
-  std::shared_ptr<Peer> peer_;
+  std::shared_ptr<CallPipeline> peer_;
   std::unique_ptr<RealtimeSession> session_;
   std::map<uint64_t, Answer> answers_;  // those that are not over, by turn
   gint64 began_ = 0, turn_ended_ = 0;   // g_get_monotonic_time()

@@ -4,8 +4,8 @@
 
 #include <cstdio>
 
+#include "call_pipeline.h"
 #include "common/gst_ptr.h"
-#include "peer.h"
 #include "server.h"
 #include "settings.h"
 
@@ -90,7 +90,12 @@ int main(int argc, char** argv) {
     g_source_remove(term);
     g_source_remove(interrupt);
   }
-  while (Peer::stopping() > 0) g_usleep(10000);
+  // Clients of WebSockets are told in the main loop.
+  while (CallPipeline::stopping() > 0) {
+    while (g_main_context_iteration(nullptr, FALSE)) {
+    }
+    g_usleep(10000);
+  }
   gst_element_set_state(keeper->get(), GST_STATE_NULL);
   g_main_loop_unref(loop);
   return 0;

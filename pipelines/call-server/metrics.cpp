@@ -21,7 +21,7 @@ using prometheus::Histogram;
 using prometheus::Registry;
 
 const std::vector<std::string> kEnds = {"client", "idle",    "unconnected", "too-long",
-                                        "failed", "drained", "fingerprint"};
+                                        "failed", "drained", "slow",        "fingerprint"};
 const std::vector<std::string> kReasons = {"token", "origin", "rate", "full", "draining", "offer"};
 
 // Counters that differ in a label. All values are there from the start, so that rates can be made

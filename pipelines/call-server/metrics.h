@@ -14,9 +14,9 @@ class Metrics {
   Metrics& operator=(const Metrics&) = delete;
 
   // minicpmo_calls (gauge), minicpmo_calls_total{end="..."}: why a call ended, a word: "client",
-  // "idle", "unconnected", "too-long", "failed", "drained", "fingerprint" (see certificate.h);
-  // others count as "other".
-  // minicpmo_call_seconds (histogram): how long it lasted.
+  // "idle", "unconnected", "too-long", "failed", "drained", "slow" (it does not read),
+  // "fingerprint" (see certificate.h); others count as "other". minicpmo_call_seconds (histogram):
+  // how long it lasted.
   void call_began();
   void call_ended(const std::string& end, double seconds);
   // minicpmo_offers_refused_total{reason="..."}: "token", "origin", "rate", "full", "draining",

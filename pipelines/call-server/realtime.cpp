@@ -1,5 +1,7 @@
 #include "realtime.h"
 
+#include <glib.h>
+
 #include <algorithm>
 #include <cmath>
 #include <exception>
@@ -15,6 +17,8 @@ constexpr size_t kMaxEventId = 512;
 constexpr size_t kMaxMessages = 32;  // that wait for response.create
 // How far beyond what has been sent a client may believe to be: its clock is not the server's.
 constexpr int kClockToleranceMs = 1000;
+constexpr double kMessageCost = 256;  // bytes
+constexpr const char* kAppend = "input_audio_buffer.append";
 
 }  // namespace
 
@@ -24,6 +28,8 @@ struct RealtimeSession::State {
   void receive(std::string_view message);
   MaybeError handle(const Json& event);
   bool within_rate();
+  bool audio_within_rate(size_t bytes);
+  void too_fast(const std::string& what);
   Json rate_limits() const;
 
   void apply(const RealtimeConfig& changed);
@@ -45,6 +51,7 @@ struct RealtimeSession::State {
   Conversation conversation;
   std::vector<RealtimeItem> waiting;  // typed messages that no response.create has sent off yet
   double messages_left, refilled_at;
+  double bytes_left, bytes_refilled_at;
   bool told_of_rate = false;
 };
 
@@ -53,7 +60,9 @@ RealtimeSession::State::State(CallControl& call, RealtimeOptions given)
       options(std::move(given)),
       conversation(call, config, options, [this] { return rate_limits(); }),
       messages_left(options.max_messages_per_second),
-      refilled_at(options.seconds()) {
+      refilled_at(options.seconds()),
+      bytes_left(options.append_burst_bytes),
+      bytes_refilled_at(refilled_at) {
   config.instructions = options.instructions;
   config.voice = options.voices.empty() ? "" : options.voices.front();
   config.beta = options.beta;
@@ -80,22 +89,48 @@ Json RealtimeSession::State::rate_limits() const {
                        {"reset_seconds", (rate - messages_left) / rate}}});
 }
 
+// Every message counts, and small ones for a little more than they are.
+bool RealtimeSession::State::audio_within_rate(size_t bytes) {
+  const double now = options.seconds();
+  const double cost = static_cast<double>(bytes) + kMessageCost;
+  bytes_left = std::min(options.append_burst_bytes,
+                        bytes_left + (now - bytes_refilled_at) * options.append_bytes_per_second);
+  bytes_refilled_at = now;
+  if (bytes_left < cost) return false;
+  bytes_left -= cost;
+  return true;
+}
+
+// Once: a flood is not answered with another.
+void RealtimeSession::State::too_fast(const std::string& what) {
+  if (std::exchange(told_of_rate, true)) return;
+  conversation.emit_error(
+      {"rate_limit_exceeded", "More than " + what + " in a second; some were not read. Send fewer.",
+       "", "rate_limit_error"},
+      nullptr);
+}
+
 void RealtimeSession::State::receive(std::string_view message) {
-  if (!within_rate()) {
-    // Once: a flood is not answered with another.
-    if (!std::exchange(told_of_rate, true))
-      conversation.emit_error(
-          {"rate_limit_exceeded",
-           "More than " + std::to_string(static_cast<int>(options.max_messages_per_second)) +
-               " messages in a second; some were not read. Send fewer.",
-           "", "rate_limit_error"},
-          nullptr);
-    return;
-  }
-  told_of_rate = false;
   Json event;
-  if (auto bad = parse_object(message, options.max_message_bytes, event))
-    return conversation.emit_error(*bad, nullptr);
+  const size_t longest =
+      options.audio_events ? options.max_append_bytes : options.max_message_bytes;
+  if (options.audio_events) {
+    // The type is known only when a message has been read.
+    if (!audio_within_rate(message.size()))
+      return too_fast(std::to_string(static_cast<int>(options.append_bytes_per_second / 1024)) +
+                      " KiB of messages");
+    if (auto bad = parse_object(message, longest, event))
+      return conversation.emit_error(*bad, nullptr);
+  }
+  const bool sound = options.audio_events && event.value("type", Json()) == kAppend;
+  if (!sound && !within_rate())
+    return too_fast(std::to_string(static_cast<int>(options.max_messages_per_second)) +
+                    " messages");
+  told_of_rate = false;
+  if (!sound) {
+    if (auto bad = parse_object(message, options.max_message_bytes, event))
+      return conversation.emit_error(*bad, nullptr);
+  }
   Json event_id;
   if (event.contains("event_id")) {
     std::string text;
@@ -113,7 +148,7 @@ MaybeError RealtimeSession::State::handle(const Json& event) {
   };
   static constexpr Handler kHandlers[] = {
       {"session.update", &State::on_session_update},
-      {"input_audio_buffer.append", &State::on_append},
+      {kAppend, &State::on_append},
       {"input_audio_buffer.commit", &State::on_commit},
       {"input_audio_buffer.clear", &State::on_clear},
       {"conversation.item.create", &State::on_item_create},
@@ -157,9 +192,22 @@ MaybeError RealtimeSession::State::on_session_update(const Json& event) {
 
 // ---------------------------------------------------------------- audio
 
-MaybeError RealtimeSession::State::on_append(const Json&) {
-  return error("unsupported_event", "",
-               "Audio comes over the media track of the call, not as input_audio_buffer.append.");
+MaybeError RealtimeSession::State::on_append(const Json& event) {
+  if (!options.audio_events)
+    return error("unsupported_event", "",
+                 "Audio comes over the media track of the call, not as input_audio_buffer.append.");
+  std::string pcm;
+  if (auto bad = read_audio_data(event, "audio", pcm)) return bad;
+  const bool push_to_talk = !config.turn_detection.enabled;
+  if (push_to_talk && conversation.talk() == Conversation::Talk::kCommitted)
+    return error("unsupported_mix", "",
+                 "Committed audio waits for response.create; send that before more audio.");
+  if (pcm.empty()) return {};
+  if (push_to_talk && conversation.talk() == Conversation::Talk::kIdle) conversation.start_talk();
+  if (!control.append_audio(pcm))
+    return error("input_audio_buffer_full", "audio",
+                 "More audio waits than fits (60 s); send it no faster than it is spoken.");
+  return {};
 }
 
 MaybeError RealtimeSession::State::on_commit(const Json&) {
@@ -171,8 +219,9 @@ MaybeError RealtimeSession::State::on_commit(const Json&) {
   }
   if (conversation.talk() != Conversation::Talk::kRecording)
     return error("input_audio_buffer_commit_empty", "",
-                 "There is nothing to commit: input_audio_buffer.clear, when the button is "
-                 "pressed, begins a turn.");
+                 options.audio_events ? "There is nothing to commit: send audio first."
+                                      : "There is nothing to commit: input_audio_buffer.clear, "
+                                        "when the button is pressed, begins a turn.");
   if (!waiting.empty())
     return error("unsupported_mix", "",
                  "Typed messages wait for response.create; send that before audio.");
@@ -192,7 +241,7 @@ MaybeError RealtimeSession::State::on_clear(const Json&) {
     return error("unsupported_mix", "",
                  "Committed audio waits for response.create; send that before the next turn.");
   conversation.discard_talk();
-  conversation.start_talk();
+  if (!options.audio_events) conversation.start_talk();  // the first audio begins it
   conversation.emit("input_audio_buffer.cleared", Json::object());
   return {};
 }
@@ -370,6 +419,12 @@ void RealtimeSession::answer_started(uint64_t turn) {
 
 void RealtimeSession::answer_words(uint64_t turn, std::string_view text) {
   state_->conversation.answer_words(turn, text);
+}
+
+void RealtimeSession::answer_audio(uint64_t turn, std::string_view pcm) {
+  const std::unique_ptr<gchar, decltype(&g_free)> text(
+      g_base64_encode(reinterpret_cast<const guchar*>(pcm.data()), pcm.size()), g_free);
+  state_->conversation.answer_audio(turn, text.get());
 }
 
 void RealtimeSession::audio_started(uint64_t turn) {

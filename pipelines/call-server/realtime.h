@@ -43,6 +43,8 @@ class CallControl {
   virtual void start_turn() = 0;
   virtual void end_turn() = 0;
   virtual void discard_turn() = 0;
+  // Sound of the user that came in an event: 16-bit samples at 24 kHz. False if too much waits.
+  virtual bool append_audio(std::string_view pcm) = 0;
   // The user's turns forget everything said before.
   virtual void reset_conversation() = 0;
 };
@@ -54,8 +56,14 @@ struct RealtimeOptions {
   std::vector<std::string> voices;       // names that may be asked for; the first is the default
   size_t max_message_bytes = 16 * 1024;  // longer ones are refused with an error event
   double max_messages_per_second = 50;   // with a burst of as many; faster ones are refused
-  bool beta = false;                     // the client said "OpenAI-Beta: realtime=v1"
-  std::function<double()> seconds;       // a monotonic clock
+  // Sound comes and goes in events, as over a WebSocket, and these limits are theirs: a message of
+  // sound, and sound in a second (8 times as fast as it is spoken), with a burst.
+  bool audio_events = false;
+  size_t max_append_bytes = 256 * 1024;
+  double append_bytes_per_second = 512 * 1024;
+  double append_burst_bytes = 5 * 1024 * 1024;
+  bool beta = false;                // the client said "OpenAI-Beta: realtime=v1"
+  std::function<double()> seconds;  // a monotonic clock
 };
 
 // How an answer ended: minicpmollm's message minicpmo/answer, field "finish".
@@ -86,6 +94,8 @@ class RealtimeSession {
   void speech_cancelled(uint64_t turn);
   void answer_started(uint64_t turn);
   void answer_words(uint64_t turn, std::string_view text);
+  // 16-bit samples at 24 kHz of the answer; with audio_events only.
+  void answer_audio(uint64_t turn, std::string_view pcm);
   // The answer's sound begins, and has been sent to its end.
   void audio_started(uint64_t turn);
   void audio_stopped(uint64_t turn);

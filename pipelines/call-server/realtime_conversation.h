@@ -87,6 +87,7 @@ class Conversation {
   void speech_cancelled(uint64_t turn);
   void answer_started(uint64_t turn);
   void answer_words(uint64_t turn, std::string_view text);
+  void answer_audio(uint64_t turn, std::string_view base64);
   void audio_started(uint64_t turn);
   void audio_stopped(uint64_t turn);
   void answer_ended(uint64_t turn, AnswerEnd end, std::string_view text, std::string_view heard);

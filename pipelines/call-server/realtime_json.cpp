@@ -1,5 +1,7 @@
 #include "realtime_json.h"
 
+#include <glib.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -133,6 +135,26 @@ Json error_object(const EventError& error, const Json& client_event_id) {
           {"message", error.message},
           {"param", error.param.empty() ? Json() : Json(error.param)},
           {"event_id", client_event_id}};
+}
+
+MaybeError read_audio_data(const Json& object, const char* name, std::string& pcm) {
+  std::string text;
+  if (auto bad = read_string(object, "", name, kAnyLength, text)) return bad;
+  // g_base64_decode passes over what it does not know.
+  const size_t end =
+      text.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/");
+  const std::string_view padding =
+      end == text.npos ? std::string_view() : std::string_view(text).substr(end);
+  if (text.size() % 4 != 0 || (!padding.empty() && padding != "=" && padding != "=="))
+    return error("invalid_value", name, std::string("'") + name + "' is no base64.");
+  gsize size = 0;
+  guchar* const bytes = g_base64_decode(text.c_str(), &size);
+  pcm.assign(reinterpret_cast<const char*>(bytes), size);
+  g_free(bytes);
+  if (size % 2 != 0)
+    return error("invalid_value", name,
+                 std::string("'") + name + "' has half a sample: send 16-bit samples.");
+  return {};
 }
 
 }  // namespace minicpmo::call_server

@@ -52,6 +52,8 @@ MaybeError read_number(const Json& object, const std::string& path, const char* 
                        double high, double& value);
 MaybeError read_integer(const Json& object, const std::string& path, const char* name, double low,
                         double high, int& value);
+// Base64 (RFC 4648, padded) of 16-bit samples.
+MaybeError read_audio_data(const Json& object, const char* name, std::string& pcm);
 MaybeError read_flag(const Json& object, const std::string& path, const char* name, bool& value);
 
 }  // namespace minicpmo::call_server

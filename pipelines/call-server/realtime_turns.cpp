@@ -161,6 +161,16 @@ void Conversation::answer_words(uint64_t turn, std::string_view text) {
   if (response && !response->done) append(*response, text);
 }
 
+void Conversation::answer_audio(uint64_t turn, std::string_view base64) {
+  if (hold(turn, [this, turn, copy = std::string(base64)] { answer_audio(turn, copy); })) return;
+  RealtimeResponse* const response = answering(turn);
+  if (!response || response->done) return;
+  open_content(*response);
+  Json fields = place(*response);
+  fields["delta"] = base64;
+  emit("response.output_audio.delta", fields);
+}
+
 void Conversation::audio_started(uint64_t turn) {
   if (hold(turn, [this, turn] { audio_started(turn); })) return;
   RealtimeResponse* const response = answering(turn);

@@ -6,15 +6,20 @@
 
 #include "form.h"
 #include "offer.h"
+#include "peer.h"
+#include "socket_peer.h"
 
 namespace minicpmo::call_server {
 namespace {
 
 constexpr int kMostConnections = 512;
-constexpr unsigned kRequestSeconds = 20;  // for a whole request to come in
-constexpr guint kTooManyRequests = 429;   // libsoup has no name for it
+constexpr unsigned kRequestSeconds = 20;                         // for a whole request to come in
+constexpr guint kTooManyRequests = 429, kUpgradeRequired = 426;  // libsoup has no names for them
 constexpr const char* kSdp = "application/sdp";
 constexpr const char* kCalls = "/calls/";
+constexpr const char* kRealtime = "/v1/realtime";
+constexpr const char* kOffers = "/v1/realtime/calls";
+constexpr const char* kKeyProtocol = "openai-insecure-api-key.";
 constexpr const char* kPages = "/page";
 constexpr const char* kPolicy =
     "default-src 'self'; connect-src 'self'; media-src 'self' blob:; frame-ancestors 'none'";
@@ -102,7 +107,37 @@ std::string boundary_of(SoupServerMessage* message) {
 }
 
 bool is_offer_path(const std::string& path) {
-  return path == "/whip" || path == "/v1/realtime/calls";
+  return path == "/whip" || path == kOffers;
+}
+
+// What a WebSocket's client offers; browsers have no other place for a token.
+std::vector<std::string> protocols_of(SoupServerMessage* message) {
+  std::vector<std::string> protocols;
+  const char* const value = soup_message_headers_get_list(
+      soup_server_message_get_request_headers(message), "Sec-WebSocket-Protocol");
+  GSList* const list = soup_header_parse_list(value != nullptr ? value : "");
+  for (GSList* at = list; at != nullptr; at = at->next)
+    protocols.emplace_back(static_cast<const char*>(at->data));
+  soup_header_free_list(list);
+  return protocols;
+}
+
+// As the header Authorization has it.
+std::string authorization_of(SoupServerMessage* message) {
+  const std::string given = header(message, "Authorization");
+  if (!given.empty()) return given;
+  for (const std::string& protocol : protocols_of(message))
+    if (protocol.starts_with(kKeyProtocol))
+      return "Bearer " + protocol.substr(std::string(kKeyProtocol).size());
+  return "";
+}
+
+// The client speaks the API of before 2025.
+bool beta_of(SoupServerMessage* message) {
+  if (header(message, "OpenAI-Beta") == "realtime=v1") return true;
+  const auto protocols = protocols_of(message);
+  return std::find(protocols.begin(), protocols.end(), "openai-beta.realtime-v1") !=
+         protocols.end();
 }
 
 double now() {
@@ -127,20 +162,31 @@ Server::Server(const Settings& settings)
                      static_cast<Server*>(self)->begun(message);
                    }),
                    this);
-  // Before the body is read.
-  soup_server_add_early_handler(
-      soup_, nullptr,
-      [](SoupServer*, SoupServerMessage* message, const char* path, GHashTable*, gpointer self) {
-        if (static_cast<Server*>(self)->admitted(message, path)) return;
-        // The reply is made, but libsoup reads the body before it is sent.
-        soup_message_body_set_accumulate(soup_server_message_get_request_body(message), FALSE);
-      },
-      this, nullptr);
-  soup_server_add_handler(
-      soup_, nullptr,
-      [](SoupServer*, SoupServerMessage* message, const char* path, GHashTable*, gpointer self) {
-        static_cast<Server*>(self)->handle(message, path);
-      },
+  // Messages that were packed could be any size unpacked.
+  soup_server_remove_websocket_extension(soup_, SOUP_TYPE_WEBSOCKET_EXTENSION_DEFLATE);
+  // The handler of a WebSocket gets all requests to its path and below.
+  for (const char* path : {static_cast<const char*>(nullptr), kRealtime, kOffers}) {
+    // Before the body is read.
+    soup_server_add_early_handler(
+        soup_, path,
+        [](SoupServer*, SoupServerMessage* message, const char* asked, GHashTable*, gpointer self) {
+          if (static_cast<Server*>(self)->admitted(message, asked)) return;
+          // The reply is made, but libsoup reads the body before it is sent.
+          soup_message_body_set_accumulate(soup_server_message_get_request_body(message), FALSE);
+        },
+        this, nullptr);
+    soup_server_add_handler(
+        soup_, path,
+        [](SoupServer*, SoupServerMessage* message, const char* asked, GHashTable*, gpointer self) {
+          static_cast<Server*>(self)->handle(message, asked);
+        },
+        this, nullptr);
+  }
+  const char* protocols[] = {"realtime", nullptr};
+  soup_server_add_websocket_handler(
+      soup_, kRealtime, nullptr, const_cast<char**>(protocols),
+      [](SoupServer*, SoupServerMessage* message, const char*, SoupWebsocketConnection* connection,
+         gpointer self) { static_cast<Server*>(self)->socket_opened(message, connection); },
       this, nullptr);
 }
 
@@ -235,7 +281,7 @@ bool Server::admitted(SoupServerMessage* message, const std::string& path) {
     return false;
   }
   if (!body_allowed(message, path)) return false;
-  const bool calls = is_offer_path(path) || path.starts_with(kCalls);
+  const bool calls = is_offer_path(path) || path.starts_with(kCalls) || path == kRealtime;
   if (!calls && path != "/metrics") return true;
   if (method == "OPTIONS") return true;
   if (!origin_allowed(origin, header(message, "Host"), settings_.origins)) {
@@ -244,7 +290,7 @@ bool Server::admitted(SoupServerMessage* message, const std::string& path) {
            "pages of " + origin + " may not call here; allow them with --origin");
     return false;
   }
-  if (!authorized(header(message, "Authorization"), settings_.token)) {
+  if (!authorized(authorization_of(message), settings_.token)) {
     metrics_.offer_refused("token");
     set_header(message, "WWW-Authenticate", "Bearer");
     refuse(message, SOUP_STATUS_UNAUTHORIZED, "invalid_token",
@@ -304,6 +350,7 @@ void Server::handle(SoupServerMessage* message, const std::string& path) {
         "a call can only be ended (DELETE): its candidates belong into the offer, and ICE "
         "cannot be restarted; make a new call");
   }
+  if (path == kRealtime) return socket_asked(message);
   if (!reading) {
     set_header(message, "Allow", "GET, HEAD");
     return refuse(message, SOUP_STATUS_METHOD_NOT_ALLOWED, "method_not_allowed", "GET it");
@@ -357,30 +404,39 @@ void Server::config(SoupServerMessage* message) {
   nlohmann::json voices = {"default"};
   for (const auto& [name, file] : settings_.voices) voices.push_back(name);
   set_header(message, "Cache-Control", "no-store");
-  reply(
-      message, SOUP_STATUS_OK, "application/json",
-      nlohmann::json{
-          {"iceServers", servers}, {"token_required", !settings_.token.empty()}, {"voices", voices}}
-          .dump());
+  reply(message, SOUP_STATUS_OK, "application/json",
+        nlohmann::json{{"iceServers", servers},
+                       {"token_required", !settings_.token.empty()},
+                       {"transport", settings_.transport},
+                       {"voices", voices}}
+            .dump());
 }
 
-void Server::offered(SoupServerMessage* message, const std::string& path) {
+// Whether one more call may begin; it is refused if not.
+bool Server::room(SoupServerMessage* message) {
   const double wait = offers_.take(address_of(message), now());
   if (wait > 0) {
     metrics_.offer_refused("rate");
     retry_after(message, wait);
-    return refuse(message, kTooManyRequests, "rate_limit_exceeded",
-                  "too many calls from this address; try again in " +
-                      std::to_string(static_cast<int>(wait) + 1) + " s");
+    refuse(message, kTooManyRequests, "rate_limit_exceeded",
+           "too many calls from this address; try again in " +
+               std::to_string(static_cast<int>(wait) + 1) + " s");
+    return false;
   }
   if (drained_ || static_cast<int>(calls_.size()) >= settings_.max_calls) {
     metrics_.offer_refused(drained_ ? "draining" : "full");
     retry_after(message, drained_ ? settings_.drain_timeout_s : 10);
-    return refuse(message, SOUP_STATUS_SERVICE_UNAVAILABLE, drained_ ? "draining" : "server_full",
-                  drained_ ? "the server is going down"
-                           : "all " + std::to_string(settings_.max_calls) +
-                                 " calls are taken; try again later");
+    refuse(message, SOUP_STATUS_SERVICE_UNAVAILABLE, drained_ ? "draining" : "server_full",
+           drained_ ? "the server is going down"
+                    : "all " + std::to_string(settings_.max_calls) +
+                          " calls are taken; try again later");
+    return false;
   }
+  return true;
+}
+
+void Server::offered(SoupServerMessage* message, const std::string& path) {
+  if (!room(message)) return;
   const char* const type = soup_message_headers_get_content_type(
       soup_server_message_get_request_headers(message), nullptr);
   const std::string content = type != nullptr ? type : "";
@@ -428,19 +484,69 @@ void Server::start_call(SoupServerMessage* message, const std::string& sdp,
                          static_cast<Pending*>(data)->gone = true;
                        }),
                        pending);
-  auto call = Call::make(settings_, metrics_, *offer, id, answered,
-                         [this, began = now()](const std::string& over, const std::string& why) {
-                           g_message("call-end id=%s reason=%s seconds=%.3f", over.c_str(),
-                                     why.c_str(), now() - began);
-                           ended(over);
-                         });
+  auto call = Call::make(
+      settings_, metrics_, {.id = id},
+      [&](CallCallbacks callbacks) -> Result<std::shared_ptr<CallPipeline>> {
+        ASSIGN_OR_RETURN(auto peer, Peer::make(settings_, *offer, std::move(callbacks)));
+        return std::shared_ptr<CallPipeline>(std::move(peer));
+      },
+      answered, call_over());
   soup_server_message_pause(message);
   if (!call.ok()) return answered(call.error());
-  metrics_.call_began();
-  calls_[id] = *call;
-  g_message("call-begin id=%s", id.c_str());
-  (*call)->start(sdp, config);
+  begin(*call, sdp, config);
 }
+
+Call::Ended Server::call_over() {
+  return [this, began = now()](const std::string& over, const std::string& why) {
+    g_message("call-end id=%s reason=%s seconds=%.3f", over.c_str(), why.c_str(), now() - began);
+    ended(over);
+  };
+}
+
+void Server::begin(const std::shared_ptr<Call>& call, const std::string& sdp,
+                   const std::string& config) {
+  metrics_.call_began();
+  calls_[call->id()] = call;
+  g_message("call-begin id=%s", call->id().c_str());
+  call->start(sdp, config);
+}
+
+// ---- WebSockets
+
+// Without a status the request goes on to be a WebSocket.
+void Server::socket_asked(SoupServerMessage* message) {
+  SoupMessageHeaders* const headers = soup_server_message_get_request_headers(message);
+  if (soup_server_message_get_method(message) != std::string("GET") ||
+      !soup_message_headers_header_contains(headers, "Upgrade", "websocket")) {
+    set_header(message, "Upgrade", "websocket");
+    set_header(message, "Allow", "GET, OPTIONS");
+    return refuse(message, kUpgradeRequired, "websocket_required",
+                  "this is a WebSocket; POST offers of WebRTC to /v1/realtime/calls");
+  }
+  if (!room(message)) return;
+  soup_message_headers_remove(soup_server_message_get_response_headers(message), "Connection");
+}
+
+void Server::socket_opened(SoupServerMessage* message, SoupWebsocketConnection* connection) {
+  GSocket* const socket = soup_server_message_get_socket(message);
+  const auto failed = [connection](const Error& error) {
+    g_warning("call-failed: %s", error.message.c_str());
+    close_socket(connection, SOUP_WEBSOCKET_CLOSE_SERVER_ERROR, "failed");
+  };
+  if (socket == nullptr) return failed({ErrorCode::kFailed, "the connection has no socket", ""});
+  auto call = Call::make(
+      settings_, metrics_, {.id = random_id(), .audio_events = true, .beta = beta_of(message)},
+      [&](CallCallbacks callbacks) -> Result<std::shared_ptr<CallPipeline>> {
+        ASSIGN_OR_RETURN(auto peer,
+                         SocketPeer::make(settings_, connection, socket, std::move(callbacks)));
+        return std::shared_ptr<CallPipeline>(std::move(peer));
+      },
+      nullptr, call_over());
+  if (!call.ok()) return failed(call.error());
+  begin(*call, "", "");
+}
+
+// ----
 
 void Server::deleted(SoupServerMessage* message, const std::string& id) {
   const auto found = calls_.find(id);

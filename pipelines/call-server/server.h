@@ -1,5 +1,5 @@
 // HTTP: the page, the offers of WebRTC calls (as WHIP, RFC 9725, and as OpenAI's
-// /v1/realtime/calls), metrics. Main thread only.
+// /v1/realtime/calls), calls over WebSockets (/v1/realtime), metrics. Main thread only.
 #pragma once
 
 #include <libsoup/soup.h>
@@ -45,6 +45,11 @@ class Server {
   void offered(SoupServerMessage* message, const std::string& path);
   void start_call(SoupServerMessage* message, const std::string& sdp, const std::string& config);
   void deleted(SoupServerMessage* message, const std::string& id);
+  bool room(SoupServerMessage* message);
+  Call::Ended call_over();
+  void begin(const std::shared_ptr<Call>& call, const std::string& sdp, const std::string& config);
+  void socket_asked(SoupServerMessage* message);
+  void socket_opened(SoupServerMessage* message, SoupWebsocketConnection* connection);
   void page(SoupServerMessage* message, const std::string& path);
   void config(SoupServerMessage* message);
   void ended(const std::string& id);

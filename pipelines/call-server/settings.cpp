@@ -18,10 +18,12 @@ namespace {
 // GOption would convert others from the locale's character set, and refuse them in the C locale.
 struct Words {
   ~Words() {
-    for (gchar* word : {address, token, stun_server, model, device, system_prompt}) g_free(word);
+    for (gchar* word : {address, token, stun_server, transport, model, device, system_prompt})
+      g_free(word);
     for (gchar** words : {origins, turn_servers, voices, rest}) g_strfreev(words);
   }
-  gchar *address = nullptr, *token = nullptr, *stun_server = nullptr, *model = nullptr;
+  gchar *address = nullptr, *token = nullptr, *stun_server = nullptr, *transport = nullptr;
+  gchar* model = nullptr;
   gchar *device = nullptr, *system_prompt = nullptr;
   gchar **origins = nullptr, **turn_servers = nullptr, **voices = nullptr, **rest = nullptr;
   gboolean log_text = FALSE, version = FALSE;
@@ -30,7 +32,8 @@ struct Words {
 const char* const kSummary =
     "Answers calls from browsers with MiniCPM-o: speak, and hear the answer. Serves a page to "
     "call\n"
-    "from at /, takes WebRTC offers at /whip and /v1/realtime/calls.";
+    "from at /, takes WebRTC offers at /whip and /v1/realtime/calls, and\n"
+    "WebSockets at /v1/realtime.";
 
 const char* const kDescription =
     "Examples:\n"
@@ -81,6 +84,10 @@ std::vector<GOptionEntry> network_entries(Words* w) {
           {"turn-server", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &w->turn_servers,
            "Relays calls that find no direct way; may be repeated",
            "turn[s]://USER:PASSWORD@HOST:PORT[?transport=udp|tcp]"},
+          {"transport", 0, 0, G_OPTION_ARG_STRING, &w->transport,
+           "What the page calls over: webrtc (default; a WebSocket if that does not connect), or "
+           "websocket, where no UDP comes in",
+           "TRANSPORT"},
           {nullptr, 0, 0, G_OPTION_ARG_NONE, nullptr, nullptr, nullptr}};
 }
 
@@ -327,6 +334,9 @@ Result<Settings> parse_settings(int, char** argv) {
   ASSIGN_OR_RETURN(settings.address, read_address(words.address, !settings.token.empty()));
   ASSIGN_OR_RETURN(settings.origins, read_origins(words.origins));
   ASSIGN_OR_RETURN(settings.stun_server, read_stun_server(words.stun_server));
+  if (words.transport) settings.transport = words.transport;
+  if (settings.transport != "webrtc" && settings.transport != "websocket")
+    return bad("--transport", settings.transport, "give webrtc or websocket");
   ASSIGN_OR_RETURN(settings.turn_servers, read_turn_servers(words.turn_servers));
   RETURN_IF_ERROR(read_elements(words, &settings));
   return settings;

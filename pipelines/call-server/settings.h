@@ -18,7 +18,8 @@ struct Settings {
   // WebRTC
   std::string stun_server;  // --stun-server stun://HOST:PORT
   std::vector<std::string>
-      turn_servers;  // --turn-server turn(s)://USER:PASSWORD@HOST:PORT (several)
+      turn_servers;                  // --turn-server turn(s)://USER:PASSWORD@HOST:PORT (several)
+  std::string transport = "webrtc";  // --transport: what the page tries first: webrtc, websocket
   // Limits
   int max_calls = 8;           // --max-calls
   int offers_per_minute = 10;  // --offers-per-minute, of an address

@@ -18,11 +18,12 @@ using nlohmann::json;
 
 class RealtimeClient : public CallControl {
  public:
-  explicit RealtimeClient(bool beta = false)
+  explicit RealtimeClient(bool beta = false, bool audio_events = false)
       : session(*this, {.session_id = "7",
                         .model = "minicpm-o-2.6",
                         .instructions = "Be brief.",
                         .voices = {"anna", "bert"},
+                        .audio_events = audio_events,
                         .beta = beta,
                         .seconds = [this] { return now; }}) {
     session.opened();
@@ -45,6 +46,10 @@ class RealtimeClient : public CallControl {
   void end_turn() override { asked.push_back("end"); }
   void discard_turn() override { asked.push_back("discard"); }
   void reset_conversation() override { asked.push_back("reset"); }
+  bool append_audio(std::string_view pcm) override {
+    asked.push_back("audio:" + std::to_string(pcm.size()));
+    return takes_audio;
+  }
 
   // What a client does.
   void say(const std::string& message) {
@@ -104,7 +109,7 @@ class RealtimeClient : public CallControl {
   std::vector<json> events;
   std::vector<std::string> asked;
   TurnDetection turns;
-  bool takes_text = true;
+  bool takes_text = true, takes_audio = true;
   double now = 100;
 
  private:

@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 
+#include "main_thread.h"
 #include "peer.h"
 #include "server.h"
 
@@ -42,23 +43,23 @@ void require(bool holds, const char* what, std::string_view context = "") {
 
 // A peer without a pipeline, instead of peer.cpp.
 
-Result<std::shared_ptr<Peer>> Peer::make(const Settings&, const Offer& offer, PeerCallbacks given) {
+Result<std::shared_ptr<Peer>> Peer::make(const Settings&, const Offer& offer, CallCallbacks given) {
   require(offer.audio_sections > 0, "a call has an offer with audio");
   if (answers == Answers::kWithError && offer.data_channel)
     return Error{ErrorCode::kLibrary, "no webrtcbin", ""};
-  std::shared_ptr<Peer> peer(new Peer());
-  peer->callbacks_ = std::move(given);
+  std::shared_ptr<Peer> peer(new Peer(std::move(given)));
   most_peers = std::max(most_peers, ++peers);
   return peer;
 }
 
 Peer::~Peer() {
-  require(closed_, "a call is ended before it is destroyed");
+  require(closed(), "a call is ended before it is destroyed");
 }
 
 void Peer::start(const std::string&) {
+  heard_something();
   const auto answer = [this] {
-    if (closed_) return;
+    if (closed()) return;
     callbacks_.answered(answers == Answers::kWithError
                             ? Result<std::string>(Error{ErrorCode::kFailed, "no answer", ""})
                             : Result<std::string>("v=0\r\n"));
@@ -69,14 +70,15 @@ void Peer::start(const std::string&) {
     on_main_thread([self = shared_from_this(), answer] { answer(); });
 }
 
-void Peer::close() {
-  if (!std::exchange(closed_, true)) --peers;
+std::function<void()> Peer::say_goodbye(const std::string&) {
+  --peers;
+  return {};
 }
 
 void Peer::send(const std::string&) {}
-
-double Peer::silent_seconds() const {
-  return 0;
+void Peer::fail(const std::string&) {}
+bool Peer::is_transport(GstObject*) const {
+  return false;
 }
 
 namespace {
@@ -134,10 +136,12 @@ std::pair<int, std::string_view> read_reply(std::string_view reply, std::string_
   int status = 0;
   require(reply.starts_with("HTTP/1.") && reply.size() > 13, "it is a reply", reply);
   require(std::from_chars(reply.data() + 9, reply.data() + 12, status).ec == std::errc() &&
-              status >= 200 && status < 600,
+              (status == 101 || (status >= 200 && status < 600)),
           "a reply has a status", reply);
   const size_t end = reply.find(kHeadEnd);
   require(end != reply.npos, "a reply's head has an end", reply);
+  // A WebSocket, which ends at once: bytes in memory have no socket.
+  if (status == 101) return {status, reply.substr(0, end + 2)};
   const std::string_view head = reply.substr(0, end + 2), body = reply.substr(end + 4);
   for (size_t i = 0; i < head.size(); ++i)
     require((head[i] >= ' ' && head[i] != 127) || head[i] == '\r' || head[i] == '\n',

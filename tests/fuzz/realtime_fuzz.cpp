@@ -43,6 +43,10 @@ struct Call : minicpmo::call_server::CallControl {
   void end_turn() override {}
   void discard_turn() override {}
   void reset_conversation() override {}
+  bool append_audio(std::string_view pcm) override {
+    if (pcm.empty() || pcm.size() % 2 != 0) std::abort();
+    return pcm.size() < 64;
+  }
   bool responding = false;
 };
 
@@ -72,6 +76,7 @@ bool happens(RealtimeSession& session, std::string_view line) {
       break;
     case 6:
       session.audio_stopped(turn);
+      if (text.size() > 3) session.answer_audio(turn, text);
       break;
     default:
       session.answer_ended(turn, static_cast<AnswerEnd>(text.size() % 5), text,
@@ -88,6 +93,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   RealtimeSession session(call, {.session_id = "1",
                                  .voices = {"anna", "bert"},
                                  .max_message_bytes = 2048,
+                                 .audio_events = size % 2 == 1,
                                  .seconds = [&now] { return now += 0.015; }});
   session.opened();
   std::string_view rest(reinterpret_cast<const char*>(data), size);
