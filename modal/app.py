@@ -15,7 +15,7 @@ Read where these commands run, so that they hold for one deployment:
     MINICPMO_REGION           Modal's routing region (default us-east)
     MINICPMO_SNAPSHOT         1: containers start from a memory snapshot, GPU memory too (experimental at Modal)
 
-The secret may also hold MINICPMO_STUN_SERVER, MINICPMO_TURN_SERVERS and MINICPMO_ORIGINS (modal/serve.py).
+The secret may also hold MINICPMO_TRANSPORT, MINICPMO_STUN_SERVER, MINICPMO_TURN_SERVERS and MINICPMO_ORIGINS (modal/serve.py).
 """
 import json
 import os
@@ -139,8 +139,8 @@ def bench(processes: int = 3, output: str = "bench.json"):
             secrets=[modal.Secret.from_name("gst-minicpmo", required_keys=["MINICPMO_CALL_TOKEN"])],
             env={"PORT": str(PORT), "MINICPMO_MODEL": MODEL, "MINICPMO_MAX_CALLS": str(MAX_CALLS)},
             port=PORT, startup_timeout=300, exit_grace_period=25, routing_region=os.environ.get("MINICPMO_REGION") or "us-east",
-            # Modal counts requests under way. A WebRTC call is none: so far these only keep bursts of signalling apart, and what
-            # is too much for a container is refused by the call server.
+            # Modal counts requests under way. A call over a WebSocket is one; a WebRTC call is none, and what is too much for a
+            # container is refused by the call server.
             target_concurrency=max(1, MAX_CALLS - 1), max_concurrency=MAX_CALLS + OTHER_REQUESTS,
             min_containers=MIN_CONTAINERS, max_containers=MAX_CONTAINERS, scaledown_window=120,
             # Browsers cannot send Modal's own keys with a WebSocket: the call server asks for its token itself.

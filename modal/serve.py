@@ -10,6 +10,7 @@ and it gets time for the answers under way when it stops. modal/app.py uses this
     MINICPMO_ORIGINS        other pages that may call, with spaces between them
     MINICPMO_STUN_SERVER    stun://HOST:PORT
     MINICPMO_TURN_SERVERS   turn(s)://USER:PASSWORD@HOST:PORT, with spaces between them
+    MINICPMO_TRANSPORT      what the page calls over: websocket (default: Modal lets no UDP in), or webrtc with a TURN server
     MINICPMO_DRAIN          seconds that answers under way get (default 25; Modal kills a container 30 s after it asked)
     MINICPMO_CALL_SERVER    the program (default minicpmo-call-server)
 """
@@ -47,7 +48,7 @@ def command(environment: Mapping[str, str]) -> list[str]:
              "--port", str(number(environment, "PORT", 8000, 0, 65535)),
              "--max-calls", str(number(environment, "MINICPMO_MAX_CALLS", 2, 1, 1000)),
              "--drain-timeout", str(number(environment, "MINICPMO_DRAIN", DRAIN_S, 0, 3600)),
-             "--offers-per-minute", str(OFFERS_PER_MINUTE)]
+             "--offers-per-minute", str(OFFERS_PER_MINUTE), "--transport", environment.get("MINICPMO_TRANSPORT") or "websocket"]
     if environment.get("MINICPMO_MODEL"):
         words += ["--model", environment["MINICPMO_MODEL"]]
     if environment.get("MINICPMO_STUN_SERVER"):

@@ -17,7 +17,8 @@ namespace {
 constexpr int kRate = 24000;
 constexpr size_t kBytesPerSample = 2;
 constexpr size_t kMaxWaiting = 60 * kRate * kBytesPerSample;  // of the user's sound
-constexpr size_t kMaxUnread = 1024 * 1024;
+constexpr int kSendBuffer = 128 * 1024;  // bytes; Linux would let it grow to megabytes
+constexpr size_t kMaxUnread = 512 * 1024;
 constexpr unsigned kWatchMs = 250;
 
 // The answer's sound leaves 200 ms before it is due: what the network delays by less is not heard.
@@ -83,6 +84,7 @@ Result<std::shared_ptr<SocketPeer>> SocketPeer::make(const Settings& settings,
   peer->microphone_ = peer->element("microphone");
   peer->connection_ = SOUP_WEBSOCKET_CONNECTION(g_object_ref(connection));
   peer->socket_ = G_SOCKET(g_object_ref(socket));
+  g_socket_set_option(socket, SOL_SOCKET, SO_SNDBUF, kSendBuffer, nullptr);
   soup_websocket_connection_set_max_incoming_payload_size(connection, kMaxSocketMessage);
   // The client's answers are signs of life.
   soup_websocket_connection_set_keepalive_interval(
@@ -210,7 +212,11 @@ void SocketPeer::watch_incoming() {
     return;
   const uint64_t read = info.tcpi_bytes_received - static_cast<uint64_t>(std::max(0, waiting));
   if (std::exchange(message_came_, false)) bytes_before_ = read;
-  if (read > bytes_before_ + 2 * kMaxSocketMessage) return leave(SOUP_WEBSOCKET_CLOSE_TOO_BIG);
+  if (read > bytes_before_ + 2 * kMaxSocketMessage) {
+    // Or libsoup would go on collecting while it waits for the client's answer.
+    g_socket_shutdown(socket_, TRUE, FALSE, nullptr);
+    return leave(SOUP_WEBSOCKET_CLOSE_TOO_BIG);
+  }
   watch_.start(kWatchMs, [this] { watch_incoming(); });
 }
 

@@ -57,6 +57,9 @@ class Page(tap.RealtimeTestCase):
     def server(self, *arguments: str) -> Server:
         return self.enterContext(Server("--offers-per-minute", "1000", *arguments))
 
+    def begin(self, browser: Browser):
+        browser.call()
+
     def browser(self, server: Server, *flags: str, hears: pathlib.Path | None = None) -> Browser:
         return self.enterContext(Browser(server.url, *flags, hears=hears))
 
@@ -82,7 +85,7 @@ class SpokenCall(Page):
         microphone = microphone_file(self.folder / "call.wav", 3.5 * pace, SAMPLES / CAPITAL, 6.0 * pace, SAMPLES / COUNT,
                                      3.0 + pace / 2, SAMPLES / LIGHT_BULB)
         with Browser(server.url, hears=microphone) as browser:
-            browser.call()
+            self.begin(browser)
             browser.record()
             try:
                 wait_for(lambda: len(browser.answers()) == 3 and browser.state() == "speaking", "the third answer",
@@ -172,7 +175,10 @@ class SpokenCall(Page):
         with Browser(server.url, hears=microphone) as browser:
             browser.driver.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
             browser.element("push-to-talk").send_keys(Keys.SPACE)
-            browser.element("call").send_keys(Keys.ENTER)
+            if browser.element("token").is_displayed():
+                self.begin(browser)
+            else:
+                browser.element("call").send_keys(Keys.ENTER)
             browser.wait_state("listening")
             browser.element("captions").click()
             wait_for(lambda: browser.seconds() > silence - 0.7, "the question is near")
@@ -194,7 +200,7 @@ class SpokenCall(Page):
 
 class WithoutMicrophone(Page):
     def type_and_hear(self, browser: Browser):
-        browser.call()
+        self.begin(browser)
         browser.say(QUESTION)
         loudest = 0.0
 
@@ -235,6 +241,45 @@ class WithoutMicrophone(Page):
         browser = self.browser(self.server(), "--use-fake-ui-for-media-stream")
         self.type_and_hear(browser)
         self.assertRegex(browser.notice(), "No microphone was found.*type below")
+
+
+class Fallback(WithoutMicrophone):
+    """Where no UDP passes the call goes over a WebSocket."""
+    test_voice_and_system_prompt = test_refused = test_none = None
+
+    def test_no_udp(self):
+        server = self.server("--max-calls", "1")
+        browser = self.browser(server, "--deny-permission-prompts", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
+        self.type_and_hear(browser)
+        self.assertEqual(browser.js("return callState.transport"), "websocket")
+        self.assertEqual(browser.complaints(), [])
+        browser.element("call").click()
+        wait_for(lambda: server.calls() == 0, "the call is over on the server")
+
+    def test_trouble(self):
+        server = self.server("--max-calls", "1", "--transport", "websocket", "--token", "right")
+        browser = self.browser(server, "--deny-permission-prompts")
+        wait_for(lambda: browser.element("token").is_displayed(), "the field for the token")
+        browser.element("call").click()
+        browser.wait_state("error")
+        self.assertRegex(browser.notice(), "token is missing or wrong")
+        browser.element("token").send_keys("right")
+        browser.call()
+        first = browser.driver.current_window_handle
+        browser.driver.switch_to.new_window("tab")
+        browser.open(server.url)
+        browser.element("token").send_keys("right")
+        browser.element("call").click()
+        browser.wait_state("error")
+        self.assertRegex(browser.notice(), r"no more calls at the moment. Call again in \d+ seconds")
+        browser.driver.switch_to.window(first)
+        server.stop()
+        browser.wait_state("ended")
+        self.assertRegex(browser.notice(), "server ended the call")
+        browser.element("call").click()
+        browser.wait_state("error")
+        self.assertRegex(browser.notice(), "server cannot be reached")
+        self.assertEqual(browser.complaints(), [])
 
 
 class Trouble(Page):

@@ -407,6 +407,110 @@ TEST(Realtime, EveryClientEvent) {
   }
 }
 
+// What is of a WebSocket: sound as events.
+TEST(RealtimeAudio, AppendIsHeard) {
+  RealtimeClient client(false, true);
+  client.say(R"({"type":"input_audio_buffer.append","audio":"AAAAAA=="})");
+  client.say(R"({"type":"input_audio_buffer.append","audio":""})");
+  EXPECT_EQ(client.asked, std::vector<std::string>{"audio:4"});
+  EXPECT_EQ(client.count("error"), 0);
+  client.takes_audio = false;
+  client.say(R"({"type":"input_audio_buffer.append","audio":"AAAAAA==","event_id":"mine"})");
+  EXPECT_EQ(client.error(), "input_audio_buffer_full");
+  EXPECT_EQ(client.last("error")["error"]["event_id"], "mine");
+}
+
+TEST(RealtimeAudio, WhatIsNoSound) {
+  const std::pair<const char*, const char*> cases[] = {{R"("AAA")", "invalid_value"},
+                                                       {R"("AA=A")", "invalid_value"},
+                                                       {R"("A===")", "invalid_value"},
+                                                       {R"("====")", "invalid_value"},
+                                                       {R"("AA A")", "invalid_value"},
+                                                       {R"("AA\nA")", "invalid_value"},
+                                                       {R"("AA-_AAA=")", "invalid_value"},
+                                                       {R"("AAAA")", "invalid_value"},
+                                                       {R"("A\u0000AA")", "invalid_value"},
+                                                       {"7", "invalid_type"},
+                                                       {"null", "invalid_type"},
+                                                       {"[]", "invalid_type"}};
+  for (const auto& [audio, code] : cases) {
+    RealtimeClient client(false, true);
+    client.say(std::string(R"({"type":"input_audio_buffer.append","audio":)") + audio + "}");
+    EXPECT_EQ(client.error(), code) << audio;
+    EXPECT_EQ(client.last("error")["error"]["param"], "audio") << audio;
+    EXPECT_TRUE(client.asked.empty()) << audio;
+  }
+}
+
+TEST(RealtimeAudio, PushToTalkBeginsWithTheFirstSound) {
+  const char kSound[] = R"({"type":"input_audio_buffer.append","audio":"AAAAAA=="})";
+  RealtimeClient client(false, true);
+  client.push_to_talk();
+  client.asked.clear();
+  client.say(R"({"type":"input_audio_buffer.clear"})");
+  EXPECT_TRUE(client.asked.empty()) << "no sound yet";
+  client.say(kSound);
+  client.say(kSound);
+  EXPECT_EQ(client.asked, (std::vector<std::string>{"start", "audio:4", "audio:4"}));
+  client.say(R"({"type":"input_audio_buffer.commit"})");
+  client.say(kSound);
+  EXPECT_EQ(client.error(), "unsupported_mix");
+  client.say(R"({"type":"response.create"})");
+  EXPECT_EQ(client.asked.back(), "end");
+  client.say(kSound);
+  EXPECT_EQ(client.asked.back(), "audio:4");
+  EXPECT_EQ(client.asked[client.asked.size() - 2], "start") << "the next turn";
+  client.say(R"({"type":"input_audio_buffer.clear"})");
+  EXPECT_EQ(client.asked.back(), "discard");
+}
+
+TEST(RealtimeAudio, AnswersSoundInItsPlace) {
+  RealtimeClient client(false, true);
+  client.session.speech_started(1, 1000);
+  client.session.answer_started(1);
+  client.session.answer_audio(1, "abcd");
+  EXPECT_EQ(client.count("response.output_audio.delta"), 0) << "the turn may go on";
+  client.session.speech_stopped(1, 2000);
+  const json delta = client.last("response.output_audio.delta");
+  EXPECT_EQ(delta["delta"], "YWJjZA==");
+  EXPECT_EQ(delta["response_id"], client.last("response.created")["response"]["id"]);
+  EXPECT_EQ(delta["item_id"], client.last("response.output_item.added")["item"]["id"]);
+  client.end(1);
+  const int before = client.count("response.output_audio.delta");
+  client.session.answer_audio(1, "efgh");
+  EXPECT_EQ(client.count("response.output_audio.delta"), before) << "it is over";
+  RealtimeClient older(true, true);
+  older.speak(1);
+  older.session.answer_audio(1, "abcd");
+  EXPECT_EQ(older.count("response.audio.delta"), 1);
+}
+
+// 4 s of sound fit into a message, other messages stay short.
+TEST(RealtimeAudio, Limits) {
+  RealtimeClient client(false, true);
+  const std::string sound(4 * 24000 * 2 / 3 * 4, 'A');
+  client.say(R"({"type":"input_audio_buffer.append","audio":")" + sound + "\"}");
+  EXPECT_EQ(client.asked, std::vector<std::string>{"audio:192000"});
+  client.say(R"({"type":"input_audio_buffer.append","audio":")" + sound + sound + "\"}");
+  EXPECT_EQ(client.error(), "message_too_long");
+  client.say(R"({"type":"response.cancel","event_id":")" + sound + "\"}");
+  EXPECT_EQ(client.error(), "message_too_long");
+  // A minute at once, in blocks of 20 ms; what comes faster than 8 times real time is told of once.
+  RealtimeClient fast(false, true);
+  const std::string block =
+      R"({"type":"input_audio_buffer.append","audio":")" + std::string(1280, 'A') + "\"}";
+  for (int i = 0; i < 3000; ++i) fast.session.receive(block);
+  EXPECT_EQ(fast.asked.size(), 3000u);
+  for (int i = 0; i < 3000; ++i) fast.session.receive(block);
+  EXPECT_EQ(fast.count("error"), 1);
+  EXPECT_EQ(fast.error(), "rate_limit_exceeded");
+  EXPECT_LT(fast.asked.size(), 4000u);
+  fast.now += 1;
+  const size_t before = fast.asked.size();
+  for (int i = 0; i < 300; ++i) fast.session.receive(block);
+  EXPECT_EQ(fast.asked.size() - before, 300u) << "6 s of sound in a second";
+}
+
 TEST(Realtime, WhatIsEchoed) {
   RealtimeClient client;
   client.say(kMessages[0].message);

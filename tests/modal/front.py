@@ -1,7 +1,11 @@
 """What stands before a container on Modal, imitated: starts the server with the first request, passes HTTP and WebSockets on and
-nothing else, refuses what is too much, and stops the server when nobody has asked for a while."""
+nothing else, refuses what is too much, and stops the server when nobody has asked for a while.
+
+As a program it runs the command that it is given, prints its address, and ends with its standard input."""
 import asyncio
+import os
 import subprocess
+import sys
 import threading
 import time
 
@@ -115,3 +119,10 @@ class Front:
             await target.close(code=source.close_code or 1001)
         await asyncio.gather(pass_on(inner, outer), pass_on(outer, inner), return_exceptions=True)
         return outer
+
+
+if __name__ == "__main__":
+    with Front(sys.argv[1:], dict(os.environ)) as front:
+        print(front.url, flush=True)
+        sys.stdin.read()
+    sys.exit(any(front.statuses))

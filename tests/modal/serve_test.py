@@ -47,9 +47,10 @@ class Command(unittest.TestCase):
     def test_everything_that_can_be_set(self):
         words = serve.command({"MINICPMO_CALL_TOKEN": TOKEN, "PORT": "81", "MINICPMO_MAX_CALLS": "3", "MINICPMO_MODEL": "/m",
                                "MINICPMO_ORIGINS": "https://a https://b", "MINICPMO_STUN_SERVER": "stun://s:1",
-                               "MINICPMO_TURN_SERVERS": "turn://u:p@t:1 turns://u:p@t:2", "MINICPMO_DRAIN": "7"})
+                               "MINICPMO_TURN_SERVERS": "turn://u:p@t:1 turns://u:p@t:2", "MINICPMO_DRAIN": "7",
+                               "MINICPMO_TRANSPORT": "webrtc"})
         self.assertEqual(words, ["minicpmo-call-server", "--address", "0.0.0.0", "--port", "81", "--max-calls", "3", "--drain-timeout", "7",
-                                 "--offers-per-minute", "600", "--model", "/m", "--stun-server", "stun://s:1", "--turn-server",
+                                 "--offers-per-minute", "600", "--transport", "webrtc", "--model", "/m", "--stun-server", "stun://s:1", "--turn-server",
                                  "turn://u:p@t:1", "--turn-server", "turns://u:p@t:2", "--origin", "https://a", "--origin", "https://b"])
 
     def test_the_token_is_on_no_command_line(self):

@@ -1,6 +1,9 @@
-// The page of minicpmo-call-server: a WebRTC call whose data channel speaks OpenAI's Realtime events.
+// The page of minicpmo-call-server: a call over WebRTC, or over a WebSocket where that does not connect, that speaks OpenAI's
+// Realtime events.
 
-const GATHERING_MS = 2000, CONNECTING_MS = 20000;
+import {SocketLine} from "./socket.js";
+
+const GATHERING_MS = 2000, CONNECTING_MS = 8000;
 const STATES = {
   idle: "Ready", connecting: "Connecting…", listening: "Listening", hearing: "Hearing you", thinking: "Thinking…",
   speaking: "Speaking", ended: "Call ended", error: "Call failed",
@@ -12,7 +15,7 @@ const page = Object.fromEntries(["state", "notice", "token", "token-line", "call
 // Something the user can act on; its text is shown as it is.
 class Trouble extends Error {}
 
-// ---- The call: from the microphone to the data channel. It ends itself when it fails.
+// ---- The call: from the microphone to the channel for events. It ends itself when it fails.
 
 class Call {
   constructor(config, token, audio, {onopen, onevent, onsound, onnotice, onend}) {
@@ -24,7 +27,8 @@ class Call {
       const stream = await this.microphone();
       if (this.closed) return stream.getTracks().forEach((t) => t.stop());
       this.stream = stream;
-      await this.connect();
+      if (this.config.transport == "websocket") this.connect_socket();
+      else await this.connect();
     } catch (error) {
       this.end("error", error instanceof Trouble ? error.message : `The call could not be made: ${error.message}`);
     }
@@ -64,8 +68,50 @@ class Call {
     const answer = await this.post(pc.localDescription.sdp);
     if (this.closed) return this.hang_up();  // ended while the server answered
     await pc.setRemoteDescription({type: "answer", sdp: answer});
-    this.timer = setTimeout(() => this.end("error", "The server answers, but no connection comes about: a firewall may keep " +
-      "UDP away, then the server needs a TURN server (--turn-server)."), CONNECTING_MS);
+    this.timer = setTimeout(() => this.fall_back(), CONNECTING_MS);
+  }
+
+  // The server answers, but no connection comes about: a firewall keeps UDP away, and there is no TURN server.
+  async fall_back() {
+    clearTimeout(this.timer);
+    this.channel.onclose = null;
+    this.pc.close();
+    await this.hang_up();  // makes room
+    this.pc = this.channel = this.location = null;
+    if (!this.closed) this.connect_socket();
+  }
+
+  connect_socket() {
+    let was_open = false;
+    const socket = this.socket = new SocketLine(this.audio, {
+      onopen: async () => {
+        was_open = true;
+        this.onsound(socket.stream);
+        if (!this.muted) await socket.listen(this.stream);
+        if (!this.closed) this.onopen();
+      },
+      onevent: (event) => this.closed || this.onevent(event),
+      onclose: (code, reason) => (was_open ? this.socket_closed(code, reason) : this.socket_refused()),
+    });
+    socket.start(new URL("/v1/realtime", location.href.replace(/^http/, "ws")), this.token);
+  }
+
+  socket_closed(code, reason) {
+    const told = {idle: "The server ended the call: it heard nothing for too long.", slow: "The connection is too slow for a call.",
+      "too-long": "The server ended the call: it has lasted as long as calls may.", failed: "The call failed on the server."};
+    if (code == 1006) this.end("error", LOST);
+    else this.end("ended", told[reason] ?? "The server ended the call.");
+  }
+
+  // Browsers do not say why: the same request as no WebSocket does.
+  async socket_refused() {
+    try {
+      const response = await fetch("/v1/realtime", {headers: this.authorization()});
+      throw response.status == 426 ? new Trouble("No WebSocket comes about: something on the way keeps it from the server.")
+        : refusal(response, await response.text());
+    } catch (error) {
+      this.end("error", error instanceof Trouble ? error.message : UNREACHABLE);
+    }
   }
 
   async post(sdp) {
@@ -74,7 +120,7 @@ class Call {
       response = await fetch("/v1/realtime/calls",
         {method: "POST", headers: {"Content-Type": "application/sdp", ...this.authorization()}, body: sdp});
     } catch {
-      throw new Trouble("The server cannot be reached. Check the network, then call again.");
+      throw new Trouble(UNREACHABLE);
     }
     const body = await response.text();
     if (response.ok) {
@@ -82,12 +128,7 @@ class Call {
       this.location = location && new URL(location, response.url);
       return body;
     }
-    const wait = response.headers.get("Retry-After");
-    const again = wait ? `Call again in ${wait} seconds.` : "Call again later.";
-    if (response.status == 401) throw new Trouble("The token is missing or wrong. Type it above, then call again.");
-    if (response.status == 503) throw new Trouble(`The server takes no more calls at the moment. ${again}`);
-    if (response.status == 429) throw new Trouble(`Too many calls from here. ${again}`);
-    throw new Trouble(`The server refused the call: ${error_message(body) ?? response.statusText}`);
+    throw refusal(response, body);
   }
 
   authorization() {
@@ -96,18 +137,31 @@ class Call {
 
   connection_changed() {
     const state = this.pc.connectionState;
-    if (state == "failed") this.end("error", "The connection was lost. Check the network, then call again.");
+    if (state == "failed" && this.channel.readyState == "connecting") return this.fall_back();
+    if (state == "failed") this.end("error", LOST);
     if (state == "disconnected") this.onnotice("The connection is interrupted…");
     if (state == "connected" && !this.muted) this.onnotice("");
   }
 
   send(event) {
-    if (this.channel?.readyState == "open") this.channel.send(JSON.stringify(event));
+    if (this.socket) this.socket.send(event);
+    else if (this.channel?.readyState == "open") this.channel.send(JSON.stringify(event));
+  }
+
+  microphone_on(on) {
+    this.stream?.getAudioTracks().forEach((track) => { track.enabled = on; });
+    if (this.socket) this.socket.open = on;
+  }
+
+  async stats() {
+    if (this.socket) return this.socket.stats();
+    const all = [...(await this.pc?.getStats() ?? new Map()).values()];
+    return all.find((s) => s.type == "inbound-rtp" && s.kind == "audio") ?? null;
   }
 
   // keepalive: also while the page goes away.
-  hang_up() {
-    if (this.location) fetch(this.location, {method: "DELETE", headers: this.authorization(), keepalive: true}).catch(() => {});
+  async hang_up() {
+    if (this.location) await fetch(this.location, {method: "DELETE", headers: this.authorization(), keepalive: true}).catch(() => {});
   }
 
   end(state, notice) {
@@ -117,8 +171,21 @@ class Call {
     this.hang_up();
     this.stream?.getTracks().forEach((track) => track.stop());
     this.pc?.close();
+    this.socket?.close();
     this.onend(state, notice);
   }
+}
+
+const LOST = "The connection was lost. Check the network, then call again.";
+const UNREACHABLE = "The server cannot be reached. Check the network, then call again.";
+
+function refusal(response, body) {
+  const wait = response.headers.get("Retry-After");
+  const again = wait ? `Call again in ${wait} seconds.` : "Call again later.";
+  if (response.status == 401) return new Trouble("The token is missing or wrong. Type it above, then call again.");
+  if (response.status == 503) return new Trouble(`The server takes no more calls at the moment. ${again}`);
+  if (response.status == 429) return new Trouble(`Too many calls from here. ${again}`);
+  return new Trouble(`The server refused the call: ${error_message(body) ?? response.statusText}`);
 }
 
 function error_message(body) {
@@ -193,7 +260,7 @@ function waterfall({words, sound}) {
 
 // ---- The conversation: Realtime events to captions and state
 
-let config = {iceServers: [], token_required: false, voices: []};
+let config = {iceServers: [], token_required: false, transport: "webrtc", voices: []};
 let call = null, audio = null, remote = null;
 let talk = null;  // what of the conversation is under way, see start()
 const meters = {input: null, output: null};
@@ -335,10 +402,6 @@ function type_message(text) {
 
 // ---- Push-to-talk
 
-function microphone_on(on) {
-  call?.stream?.getAudioTracks().forEach((track) => { track.enabled = on; });
-}
-
 function hold() {
   if (!talk || talk.held || call.muted || !page["push-to-talk"].checked) return;
   talk.held = talk.hearing = true;
@@ -347,7 +410,7 @@ function hold() {
   if (talk.sounding) call.send({type: "output_audio_buffer.clear"});
   call.send({type: "input_audio_buffer.clear"});
   talk.pressed = performance.now();
-  microphone_on(true);
+  call.microphone_on(true);
   update_state();
 }
 
@@ -355,7 +418,7 @@ function release() {
   if (!talk?.held) return;
   talk.held = false;
   delete page.talk.dataset.held;
-  microphone_on(false);
+  call.microphone_on(false);
   call.send({type: "input_audio_buffer.commit"});
   call.send({type: "response.create"});
   add_caption("user", `spoke ${((performance.now() - talk.pressed) / 1000).toFixed(1)} s`);
@@ -367,7 +430,7 @@ function push_to_talk_changed() {
   const on = page["push-to-talk"].checked;
   if (!on) release();
   page.talk.hidden = !on;
-  microphone_on(!on);
+  call?.microphone_on(!on);
   session_update();
   if (talk) update_state();
 }
@@ -426,6 +489,7 @@ function start() {
     onsound(stream) {
       remote = page.sound.srcObject = stream;
       page.sound.play().catch(() => {});  // fails only when the call ends first
+      meters.output?.source.disconnect();
       meters.output = meter(stream);
     },
     onnotice: notice,
@@ -480,6 +544,7 @@ window.onpagehide = () => call?.end("ended", "");
 async function configure() {
   const response = await fetch("/config.json");
   config = {...config, ...await response.json()};
+  config.transport = new URLSearchParams(location.search).get("transport") ?? config.transport;
   page["token-line"].hidden = !config.token_required;
   page.token.value = (config.token_required && sessionStorage.getItem("token")) || "";
   page.voice.replaceChildren(...config.voices.map((name) => new Option(name)));
@@ -494,8 +559,6 @@ window.callState = {
   get remote() { return remote; },
   get session() { return talk?.session ?? null; },
   levels,
-  async stats() {
-    const all = [...(await call?.pc?.getStats() ?? new Map()).values()];
-    return all.find((s) => s.type == "inbound-rtp" && s.kind == "audio") ?? null;
-  },
+  get transport() { return call?.socket ? "websocket" : call ? "webrtc" : null; },
+  async stats() { return await call?.stats() ?? null; },
 };
