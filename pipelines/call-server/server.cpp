@@ -513,17 +513,18 @@ void Server::begin(const std::shared_ptr<Call>& call, const std::string& sdp,
 
 // ---- WebSockets
 
-// Without a status the request goes on to be a WebSocket.
+// Without a status the request goes on to be a WebSocket. Browsers do not tell a page why one was
+// refused: it asks again without the upgrade, and must be told the same.
 void Server::socket_asked(SoupServerMessage* message) {
   SoupMessageHeaders* const headers = soup_server_message_get_request_headers(message);
-  if (soup_server_message_get_method(message) != std::string("GET") ||
-      !soup_message_headers_header_contains(headers, "Upgrade", "websocket")) {
+  const bool get = soup_server_message_get_method(message) == std::string("GET");
+  if (get && !room(message)) return;
+  if (!get || !soup_message_headers_header_contains(headers, "Upgrade", "websocket")) {
     set_header(message, "Upgrade", "websocket");
     set_header(message, "Allow", "GET, OPTIONS");
     return refuse(message, kUpgradeRequired, "websocket_required",
                   "this is a WebSocket; POST offers of WebRTC to /v1/realtime/calls");
   }
-  if (!room(message)) return;
   soup_message_headers_remove(soup_server_message_get_response_headers(message), "Connection");
 }
 

@@ -85,9 +85,12 @@ class Browser:
         service = Service("/usr/bin/chromedriver", env=dict(os.environ, **room.environment) if room else None)
         self.driver = webdriver.Chrome(service=service, options=options)
         self.driver.set_script_timeout(LIMIT)
-        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {
-            "source": MICROPHONE.replace("IN_ROOM", str(room is not None).lower())})
+        self.before_each_page(MICROPHONE.replace("IN_ROOM", str(room is not None).lower()))
         self.open(url)
+
+    def before_each_page(self, script: str):
+        """Runs it before the scripts of each page that is opened from now on."""
+        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
 
     def open(self, url: str):
         self.driver.get(url)

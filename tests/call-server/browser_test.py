@@ -243,18 +243,37 @@ class WithoutMicrophone(Page):
         self.assertRegex(browser.notice(), "No microphone was found.*type below")
 
 
+NO_UDP = "--webrtc-ip-handling-policy=disable_non_proxied_udp"
+# What a firewall does to what is neither HTTP nor a WebSocket: nothing that the server offers leads to it.
+NO_CANDIDATES = """
+const taken = RTCPeerConnection.prototype.setRemoteDescription;
+RTCPeerConnection.prototype.setRemoteDescription = function ({type, sdp}) {
+  return taken.call(this, {type, sdp: sdp.replace(/^a=candidate:.*\\r\\n/gm, "")});
+};
+"""
+
+
 class Fallback(WithoutMicrophone):
-    """Where no UDP passes the call goes over a WebSocket."""
+    """Where WebRTC does not connect the call goes over a WebSocket."""
     test_voice_and_system_prompt = test_refused = test_none = None
 
-    def test_no_udp(self):
+    def test_http_alone_passes(self):
         server = self.server("--max-calls", "1")
-        browser = self.browser(server, "--deny-permission-prompts", "--force-webrtc-ip-handling-policy=disable_non_proxied_udp")
+        browser = self.browser(server, "--deny-permission-prompts", NO_UDP)
+        browser.before_each_page(NO_CANDIDATES)
+        browser.open(server.url)
         self.type_and_hear(browser)
         self.assertEqual(browser.js("return callState.transport"), "websocket")
         self.assertEqual(browser.complaints(), [])
         browser.element("call").click()
         wait_for(lambda: server.calls() == 0, "the call is over on the server")
+
+    def test_no_udp(self):
+        """WebRTC goes over TCP, to one of the server's own candidates."""
+        server = self.server()
+        browser = self.browser(server, "--deny-permission-prompts", NO_UDP)
+        self.type_and_hear(browser)
+        self.assertEqual(browser.js("return callState.transport"), "webrtc")
 
     def test_trouble(self):
         server = self.server("--max-calls", "1", "--transport", "websocket", "--token", "right")

@@ -293,10 +293,12 @@ class Limits(unittest.TestCase):
     def test_full_and_too_many(self):
         async def call():
             async with Client(server.url, microphone=False):
-                return await asyncio.to_thread(self.refused, server.url)
+                return await asyncio.to_thread(lambda: (self.refused(server.url), server.error("GET", PATH)))
         server = self.server("--max-calls", "1")
-        status, headers = run(call())
+        (status, headers), without_upgrade = run(call())
         self.assertEqual(status, 503)
+        # What browsers do not tell a page that asked for a WebSocket.
+        self.assertEqual(without_upgrade, (503, "server_full"))
         self.assertGreaterEqual(int(headers["Retry-After"]), 1)
         server = self.enterContext(Server("--offers-per-minute", "1"))
         run(self.hang_up(server.url))
