@@ -75,6 +75,23 @@ void close_dtls(GstBin* pipeline) {
   g_value_unset(&item);
 }
 
+// What a side says of the sound that it sends itself (RFC 7587, 6.1). webrtcbin compares ours with
+// the offer's as if both had to be the same, if our sound comes before its answer is made, and then
+// answers that it sends nothing. Ours are the defaults: without them the answer says the same.
+GstPadProbeReturn forget_declarations(GstPad*, GstPadProbeInfo* info, gpointer) {
+  GstEvent* const event = GST_PAD_PROBE_INFO_EVENT(info);
+  if (GST_EVENT_TYPE(event) != GST_EVENT_CAPS) return GST_PAD_PROBE_OK;
+  GstCaps* caps = nullptr;
+  gst_event_parse_caps(event, &caps);
+  caps = gst_caps_copy(caps);
+  gst_structure_remove_fields(gst_caps_get_structure(caps, 0), "sprop-stereo",
+                              "sprop-maxcapturerate", nullptr);
+  GST_PAD_PROBE_INFO_DATA(info) = gst_event_new_caps(caps);
+  gst_caps_unref(caps);
+  gst_event_unref(event);
+  return GST_PAD_PROBE_OK;
+}
+
 }  // namespace
 
 Result<std::shared_ptr<Peer>> Peer::make(const Settings& settings, const Offer& offer,
@@ -153,6 +170,7 @@ void Peer::connect_signals() {
 }
 
 void Peer::add_probes() {
+  add_probe("pay", "src", GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM, forget_declarations);
   const auto sound =
       static_cast<GstPadProbeType>(GST_PAD_PROBE_TYPE_BUFFER | GST_PAD_PROBE_TYPE_BUFFER_LIST);
   add_probe("depay", "sink", sound,

@@ -5,7 +5,6 @@ import pathlib
 import sys
 import tempfile
 import time
-import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "support"))
 import numpy  # noqa: E402
@@ -21,7 +20,7 @@ REPLIES = {r["file"]: r["expected_reply"] for r in json.loads((SAMPLES / "list.j
 CAPITAL, COUNT, LIGHT_BULB = "q01_cap.wav", "q05_count.wav", "q02_gk.wav"
 
 
-class Webrtcbin(unittest.TestCase):
+class Webrtcbin(tap.RealtimeTestCase):
     def test_three_turns_with_a_barge_in(self):
         folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
         server = self.enterContext(Server("--max-calls", "1"))
