@@ -167,6 +167,8 @@ void Call::told(const GstStructure* fields) {
     if (answers_.contains(turn)) finish(turn, AnswerEnd::kInterrupted, text_field(fields, "heard"));
   } else if (name == "minicpmo/answer") {
     answered(turn, fields);
+  } else if (name == "minicpmo/turn-trace") {
+    session_->turn_traced(turn, text_field(fields, "report"));
   }
 }
 

@@ -440,6 +440,11 @@ void RealtimeSession::answer_ended(uint64_t turn, AnswerEnd end, std::string_vie
   state_->conversation.answer_ended(turn, end, text, heard);
 }
 
+void RealtimeSession::turn_traced(uint64_t turn, std::string_view report) {
+  const Json trace = Json::parse(report, nullptr, false);
+  if (trace.is_object()) state_->conversation.turn_traced(turn, trace);
+}
+
 void RealtimeSession::failed(std::string_view message) {
   const EventError why{"server_error", std::string(message), "", "server_error"};
   state_->conversation.fail(why);

@@ -103,6 +103,9 @@ class RealtimeSession {
   // words are complete is ended once more, as interrupted, if its sound is. After a cough has been
   // cancelled the answer that it interrupted may go on, with the words from where it stopped.
   void answer_ended(uint64_t turn, AnswerEnd end, std::string_view text, std::string_view heard);
+  // Where the time of the turn went: a line of the tracer minicpmoturns, JSON. Told by an event of
+  // our own, minicpmo.turn_trace, for those who run the server with the tracer.
+  void turn_traced(uint64_t turn, std::string_view report);
   // Something failed in the pipeline; the call goes on or is closed by the caller.
   void failed(std::string_view message);
 

@@ -91,6 +91,7 @@ class Conversation {
   void audio_started(uint64_t turn);
   void audio_stopped(uint64_t turn);
   void answer_ended(uint64_t turn, AnswerEnd end, std::string_view text, std::string_view heard);
+  void turn_traced(uint64_t turn, const Json& trace);
 
  private:
   struct Turn {

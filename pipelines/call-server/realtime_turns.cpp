@@ -227,4 +227,10 @@ void Conversation::answer_ended(uint64_t turn, AnswerEnd end, std::string_view t
     finish(*response, "incomplete", "max_output_tokens");
 }
 
+void Conversation::turn_traced(uint64_t turn, const Json& trace) {
+  if (hold(turn, [this, turn, trace] { turn_traced(turn, trace); })) return;
+  const RealtimeResponse* const response = of(turn);
+  if (response) emit("minicpmo.turn_trace", {{"response_id", response->id}, {"trace", trace}});
+}
+
 }  // namespace minicpmo::call_server

@@ -116,8 +116,26 @@ void PipelineTrace::tell(bool all) {
   for (Turn& turn : ready) {
     if (turn.finish.empty()) turn.finish = "unfinished";
     const Parts parts = parts_of(turn);
-    outputs_.turn(number_, turn, parts, report(turn, parts, name_));
+    const nlohmann::json told = report(turn, parts, name_);
+    outputs_.turn(number_, turn, parts, told);
+    post(turn, told);
   }
+}
+
+// Applications hear of the turn, too: minicpmo/turn-trace on the pipeline's bus, with what `file`
+// has as a line of JSON.
+void PipelineTrace::post(const Turn& turn, const nlohmann::json& told) {
+  if (turn.path->first < 0) return;
+  const ElementInfo& first = turn.path->pads[static_cast<size_t>(turn.path->first)]->element;
+  auto* element = static_cast<GstElement*>(g_weak_ref_get(&first.element));
+  if (element == nullptr) return;
+  const std::string line = told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  gst_element_post_message(
+      element, gst_message_new_element(
+                   GST_OBJECT(element),
+                   gst_structure_new("minicpmo/turn-trace", "turn-id", G_TYPE_UINT64, turn.id,
+                                     "report", G_TYPE_STRING, line.c_str(), nullptr)));
+  gst_object_unref(element);
 }
 
 void PipelineTrace::finish() {

@@ -301,6 +301,21 @@ class Fallback(WithoutMicrophone):
         self.assertEqual(browser.complaints(), [])
 
 
+class Traced(Page):
+    def test_where_the_time_went(self):
+        server = self.enterContext(Server(GST_TRACERS="minicpmoturns"))
+        browser = self.browser(server, "--deny-permission-prompts")
+        browser.call()
+        browser.say(QUESTION)
+        trace = wait_for(lambda: (browser.captions()[-1:] or [{}])[0].get("trace"), "the trace of the turn")
+        self.assertAlmostEqual(sum(p["ms"] for p in trace["parts"]), trace["total_ms"], delta=1)
+        self.assertLess({"prefill", "decode", "speech", "vocoder"}, {p["part"] for p in trace["parts"]})
+        told = browser.driver.find_element(By.CSS_SELECTOR, ".traced")
+        self.assertRegex(told.text, r"on the server \d+ ms: .*decode \d+.*speech \d+")
+        screenshot(browser, "traced")
+        self.assertEqual(browser.complaints(), [])
+
+
 class Trouble(Page):
     def test_token(self):
         browser = self.browser(self.server("--token", "right"), "--deny-permission-prompts")

@@ -349,6 +349,23 @@ TEST(Realtime, FailureEndsTheResponse) {
   EXPECT_EQ(client.last("error")["error"]["type"], "server_error");
 }
 
+// Of the tracer minicpmoturns, if the server runs with it.
+TEST(Realtime, WhereTheTimeOfATurnWent) {
+  RealtimeClient client;
+  const std::string report = R"({"total_ms":65.4,"parts":[{"part":"decode","ms":17.9}]})";
+  client.session.turn_traced(1, report);  // a turn that nobody knows
+  client.speak(1);
+  client.answer(1);
+  client.session.turn_traced(1, report);
+  client.session.turn_traced(1, "no JSON");
+  client.session.turn_traced(1, "[1]");
+  ASSERT_EQ(client.count("minicpmo.turn_trace"), 1);
+  const json event = client.last("minicpmo.turn_trace");
+  EXPECT_EQ(event["response_id"], client.last("response.created")["response"]["id"]);
+  EXPECT_EQ(event["trace"], json::parse(report));
+  EXPECT_TRUE(event.contains("event_id"));
+}
+
 TEST(Realtime, SettingsOfTheOffer) {
   RealtimeClient client;
   client.asked.clear();

@@ -1,6 +1,7 @@
 // Every turn is told, whatever became of it, and in the pipeline that it belongs to.
 #include <gtest/gtest.h>
 
+#include <mutex>
 #include <thread>
 
 #include "call.h"
@@ -35,6 +36,38 @@ TEST_F(Turns, AreWhole) {
     EXPECT_EQ(turn["kind"], "spoken");
     EXPECT_GT(part_ms(turn, "endpoint"), 200 - 33);
   }
+}
+
+// Applications hear what the file has.
+TEST_F(Turns, AreToldOnTheBus) {
+  Call call;
+  struct Heard {
+    std::mutex mutex;  // guards what follows
+    std::map<guint64, json> turns;
+  } heard;
+  const ElementPtr pipeline(GST_ELEMENT(gst_element_get_parent(call.element("sink"))));
+  const BusPtr bus(gst_element_get_bus(pipeline.get()));
+  gst_bus_enable_sync_message_emission(bus.get());
+  const gulong id =
+      g_signal_connect(bus.get(), "sync-message::element",
+                       G_CALLBACK(+[](GstBus*, GstMessage* message, gpointer to) {
+                         if (!gst_message_has_name(message, "minicpmo/turn-trace")) return;
+                         const GstStructure* fields = gst_message_get_structure(message);
+                         guint64 turn = 0;
+                         gst_structure_get_uint64(fields, "turn-id", &turn);
+                         auto* all = static_cast<Heard*>(to);
+                         std::lock_guard lock(all->mutex);
+                         all->turns[turn] = json::parse(gst_structure_get_string(fields, "report"));
+                       }),
+                       &heard);
+  call.turn();
+  call.turn();  // interrupts the answer to the first, which is told again
+  call.stop();
+  g_signal_handler_disconnect(bus.get(), id);
+  gst_bus_disable_sync_message_emission(bus.get());
+  std::lock_guard lock(heard.mutex);
+  EXPECT_EQ(heard.turns.size(), 2u);
+  EXPECT_EQ(heard.turns, turns_of(call.name()));
 }
 
 // From the user's last sample to the moment that the sink has taken the first of the answer.

@@ -207,12 +207,12 @@ function gathered(pc) {
 
 // ---- Captions
 
-const captions = [];  // in the order of the page: {who, text, interrupted, unheard, note, latency, item}
+const captions = [];  // in the order of the page: {who, text, interrupted, unheard, note, latency, trace, item}
 
 function add_caption(who, text, fields = {}) {
   const item = document.createElement("li");
   item.className = who;
-  const caption = {who, text, interrupted: false, unheard: "", note: "", latency: null, item, ...fields};
+  const caption = {who, text, interrupted: false, unheard: "", note: "", latency: null, trace: null, item, ...fields};
   captions.push(caption);
   page.captions.append(item);
   draw_caption(caption);
@@ -226,13 +226,14 @@ function span(name, text, tag = "span") {
   return part;
 }
 
-function draw_caption({who, text, interrupted, unheard, note, latency, item}) {
+function draw_caption({who, text, interrupted, unheard, note, latency, trace, item}) {
   const at_end = page.captions.scrollHeight - page.captions.scrollTop - page.captions.clientHeight < 40;
   item.classList.toggle("interrupted", interrupted);
   item.replaceChildren(span("who", who == "user" ? "You" : "Answer"), span("text", text));
   if (note) item.append(" ", span("note", note));
   if (unheard) item.append(" ", span("unheard", unheard, "s"));
   if (latency?.words !== undefined || latency?.sound !== undefined) item.append(waterfall(latency));
+  if (trace) item.append(traced(trace));
   if (at_end) page.captions.scrollTop = page.captions.scrollHeight;
 }
 
@@ -243,18 +244,43 @@ function note_caption(caption, note) {
 
 // From the end of the user's turn to the first words, and on to the sound.
 function waterfall({words, sound}) {
+  const parts = [["words", words ?? 0]];
+  if (sound !== undefined) parts.push(["sound", sound - (words ?? 0)]);
+  const told = [["words", words], ["sound", sound]].filter(([, ms]) => ms !== undefined);
+  return timeline(parts, told.map(([name, ms]) => `${name} after ${Math.round(ms)} ms`).join(", "));
+}
+
+// Parts of a time, [class, ms], one after the other, and what they are in words.
+function timeline(parts, text) {
   const line = span("latency", "", "div"), bar = span("", "");
-  const whole = Math.max(1000, words ?? 0, sound ?? 0);
-  const part = (name, ms) => {
+  const whole = Math.max(1000, parts.reduce((sum, [, ms]) => sum + ms, 0));
+  bar.setAttribute("aria-hidden", "true");
+  for (const [name, ms] of parts) {
     const piece = span(name, "", "i");
     piece.style.width = `${100 * Math.max(0, ms) / whole}%`;
     bar.append(piece);
-  };
-  bar.setAttribute("aria-hidden", "true");
-  part("words", words ?? 0);
-  if (sound !== undefined) part("sound", sound - (words ?? 0));
-  const told = [["words", words], ["sound", sound]].filter(([, ms]) => ms !== undefined);
-  line.append(bar, told.map(([name, ms]) => `${name} after ${Math.round(ms)} ms`).join(", "));
+  }
+  line.append(bar, text);
+  return line;
+}
+
+// What the server's tracer tells: from the user's last voiced sample to the sound that leaves it.
+// Its waits are the user's to shorten: the longest parts come with the setting that owns them.
+const STAGES = new Set(["encode", "prefill", "decode", "decode-more", "speech", "vocoder"]);
+function traced({total_ms, parts}) {
+  const of = new Map();
+  for (const {part, ms, element, setting} of parts) {
+    const known = of.get(part) ?? {part, ms: 0, owners: []};
+    known.ms += ms;
+    if (setting) known.owners.push(`${element} ${setting}`);
+    of.set(part, known);
+  }
+  const all = [...of.values()];
+  const text = all.filter(({ms}) => ms >= 0.5).map(({part, ms}) => `${part} ${Math.round(ms)}`).join(", ");
+  const line = timeline(all.map(({part, ms}) => [STAGES.has(part) ? "sound" : "words", ms]),
+                        `on the server ${Math.round(total_ms)} ms: ${text}`);
+  line.classList.add("traced");
+  line.title = all.filter(({owners}) => owners.length).map(({part, owners}) => `${part}: ${owners.join("; ")}`).join("\n");
   return line;
 }
 
@@ -377,6 +403,13 @@ const EVENTS = {
     if (id == talk.latest) talk.thinking = talk.responding = false;
     if (status == "cancelled") interrupted(event);
     if (status == "failed") notice(`The answer failed: ${status_details?.error?.message ?? status_details?.error?.code ?? "no reason given"}`);
+  },
+  // Only of a server that runs with the tracer minicpmoturns.
+  "minicpmo.turn_trace"(event) {
+    const caption = answer_of(event)?.caption;
+    if (!caption || !event.trace.complete) return;
+    caption.trace = event.trace;
+    draw_caption(caption);
   },
   "error"({error}) {
     talk.thinking = talk.responding;
