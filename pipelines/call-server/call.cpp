@@ -96,6 +96,11 @@ CallCallbacks Call::callbacks() {
       .sound_begins = [this](uint64_t turn) { sound_begins(turn); },
       .sound_ends = [this](uint64_t turn, unsigned ms) { sound_ends(turn, ms); },
       .sound_dropped = [this] { sound_end_.stop(); },
+      .sound_late =
+          [this] {
+            late_at_ = g_get_monotonic_time();
+            metrics_.sound_late();
+          },
       .sound = [this](uint64_t turn, const std::string& pcm) { session_->answer_audio(turn, pcm); },
       .wrong_certificate =
           [this] {

@@ -41,6 +41,8 @@ class Call final : public CallControl, public std::enable_shared_from_this<Call>
   // Somebody speaks, or is being answered.
   bool busy() const { return user_speaks_ || !answers_.empty(); }
   const std::string& id() const { return id_; }
+  // When its sound last came too late, g_get_monotonic_time(); 0: it never did.
+  gint64 late_at() const { return late_at_; }
 
   void send(const std::string& json) override;
   bool push_text(const std::string& text) override;
@@ -78,8 +80,8 @@ class Call final : public CallControl, public std::enable_shared_from_this<Call>
   Ended ended_;
   std::shared_ptr<CallPipeline> peer_;
   std::unique_ptr<RealtimeSession> session_;
-  std::map<uint64_t, Answer> answers_;  // those that are not over, by turn
-  gint64 began_ = 0, turn_ended_ = 0;   // g_get_monotonic_time()
+  std::map<uint64_t, Answer> answers_;               // those that are not over, by turn
+  gint64 began_ = 0, turn_ended_ = 0, late_at_ = 0;  // g_get_monotonic_time()
   bool user_speaks_ = false, connected_ = false, open_ = false, over_ = false;
   bool going_down_ = false;
   std::string config_;

@@ -10,6 +10,8 @@
 namespace minicpmo::call_server {
 namespace {
 
+constexpr GstClockTime kGap = 10 * GST_MSECOND;  // in an answer, that can be heard
+
 std::string text_of(const GError* error, const gchar* debug) {
   return std::string(error->message) + (debug != nullptr ? std::string(" (") + debug + ")" : "");
 }
@@ -106,17 +108,22 @@ void CallPipeline::add_probes() {
       });
 }
 
+void CallPipeline::note_sound(uint64_t turn, GstBuffer* buffer) {
+  if (!sound_ || sounding_ != turn)
+    post([turn](CallPipeline& p) { p.callbacks_.sound_begins(turn); });
+  else if (GST_BUFFER_PTS(buffer) > sound_end_ + kGap)  // the vocoder puts off what comes late
+    post([](CallPipeline& p) { p.callbacks_.sound_late(); });
+  sound_ = true;
+  sounding_ = turn;
+  sound_end_ = GST_BUFFER_PTS(buffer) + GST_BUFFER_DURATION(buffer);
+}
+
 // On the thread of the answer's queue, flushes on the language model's.
 GstPadProbeReturn CallPipeline::sound_probe(GstPadProbeInfo* info) {
   if ((GST_PAD_PROBE_INFO_TYPE(info) & GST_PAD_PROBE_TYPE_BUFFER) != 0) {
     GstBuffer* const buffer = GST_PAD_PROBE_INFO_BUFFER(info);
     uint64_t turn = 0;
-    if (!turn_of(buffer, &turn)) return GST_PAD_PROBE_OK;
-    if (!sound_ || sounding_ != turn)
-      post([turn](CallPipeline& p) { p.callbacks_.sound_begins(turn); });
-    sound_ = true;
-    sounding_ = turn;
-    sound_end_ = GST_BUFFER_PTS(buffer) + GST_BUFFER_DURATION(buffer);
+    if (turn_of(buffer, &turn)) note_sound(turn, buffer);
     return GST_PAD_PROBE_OK;
   }
   GstEvent* const event = GST_PAD_PROBE_INFO_EVENT(info);

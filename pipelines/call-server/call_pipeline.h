@@ -29,6 +29,7 @@ struct CallCallbacks {
   std::function<void(uint64_t turn)> sound_begins;
   std::function<void(uint64_t turn, unsigned milliseconds)> sound_ends;
   std::function<void()> sound_dropped;
+  std::function<void()> sound_late;  // it goes on, but came too late to be heard without a gap
   // Of a WebSocket only: sound of an answer, 16-bit samples at 24 kHz.
   std::function<void(uint64_t turn, const std::string& pcm)> sound;
   // Somebody else than the offer's client: nothing was heard from it, and nothing told to it.
@@ -91,6 +92,7 @@ class CallPipeline : public std::enable_shared_from_this<CallPipeline> {
  private:
   static inline std::atomic<int> stopping_{0};
   void add_probes();
+  void note_sound(uint64_t turn, GstBuffer* buffer);
   GstPadProbeReturn sound_probe(GstPadProbeInfo* info);
   gboolean on_message(GstMessage* message);
 

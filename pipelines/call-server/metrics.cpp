@@ -22,7 +22,8 @@ using prometheus::Registry;
 
 const std::vector<std::string> kEnds = {"client", "idle",    "unconnected", "too-long",
                                         "failed", "drained", "slow",        "fingerprint"};
-const std::vector<std::string> kReasons = {"token", "origin", "rate", "full", "draining", "offer"};
+const std::vector<std::string> kReasons = {"token",    "origin",   "rate", "full",
+                                           "overload", "draining", "offer"};
 
 // Counters that differ in a label. All values are there from the start, so that rates can be made
 // of their first events; what is not among them is counted as "other": a label made of what a
@@ -72,6 +73,8 @@ struct Metrics::State {
   Counter& turns = counter(registry, "minicpmo_turns_total", "Turns of users");
   Counter& turns_interrupted =
       counter(registry, "minicpmo_turns_interrupted_total", "Turns whose answer was interrupted");
+  Counter& late = counter(registry, "minicpmo_sound_late_total",
+                          "Chunks of answers that came too late to be heard without a gap");
   Histogram& response_seconds =
       histogram(registry, "minicpmo_response_seconds",
                 "From the end of a turn, as minicpmoturn decides it, to the answer's first sound",
@@ -102,6 +105,10 @@ void Metrics::turn(bool interrupted) {
 
 void Metrics::response(double seconds) {
   state_->response_seconds.Observe(seconds);
+}
+
+void Metrics::sound_late() {
+  state_->late.Increment();
 }
 
 std::string Metrics::text() const {

@@ -19,13 +19,15 @@ class Metrics {
   // how long it lasted.
   void call_began();
   void call_ended(const std::string& end, double seconds);
-  // minicpmo_offers_refused_total{reason="..."}: "token", "origin", "rate", "full", "draining",
-  // "offer"; others count as "other".
+  // minicpmo_offers_refused_total{reason="..."}: "token", "origin", "rate", "full", "overload",
+  // "draining", "offer"; others count as "other".
   void offer_refused(const std::string& reason);
   // minicpmo_turns_total, minicpmo_turns_interrupted_total, minicpmo_response_seconds (histogram:
   // from the end of a turn as minicpmoturn decides it to the answer's first sound).
   void turn(bool interrupted);
   void response(double seconds);
+  // minicpmo_sound_late_total: chunks of answers that came too late to be heard without a gap.
+  void sound_late();
   // The exposition format, text/plain; version=0.0.4.
   std::string text() const;
 

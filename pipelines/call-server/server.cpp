@@ -1,5 +1,7 @@
 #include "server.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
@@ -74,11 +76,15 @@ std::string address_of(SoupServerMessage* message) {
   return host != nullptr ? host : "";
 }
 
+// Whoever knows it can end the call: nobody may guess it from those of other calls.
 std::string random_id() {
+  std::array<unsigned char, 16> bytes{};
+  if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size()))
+    g_error("the kernel has no random numbers");
   std::string id;
-  for (int i = 0; i < 4; ++i) {
-    char part[9];
-    g_snprintf(part, sizeof part, "%08x", g_random_int());
+  for (const unsigned char byte : bytes) {
+    char part[3];
+    g_snprintf(part, sizeof part, "%02x", byte);
     id += part;
   }
   return id;
@@ -432,7 +438,22 @@ bool Server::room(SoupServerMessage* message) {
                           " calls are taken; try again later");
     return false;
   }
+  if (overloaded()) {
+    metrics_.offer_refused("overload");
+    retry_after(message, settings_.late_pause_s);
+    refuse(message, SOUP_STATUS_SERVICE_UNAVAILABLE, "overloaded",
+           "the server is too slow for one more call at the moment; try again later");
+    return false;
+  }
   return true;
+}
+
+// One more call would make those that there are worse.
+bool Server::overloaded() const {
+  const gint64 since = g_get_monotonic_time() - settings_.late_pause_s * G_USEC_PER_SEC;
+  return std::any_of(calls_.begin(), calls_.end(), [since](const auto& entry) {
+    return entry.second->late_at() != 0 && entry.second->late_at() > since;
+  });
 }
 
 void Server::offered(SoupServerMessage* message, const std::string& path) {

@@ -46,6 +46,7 @@ class Server {
   void start_call(SoupServerMessage* message, const std::string& sdp, const std::string& config);
   void deleted(SoupServerMessage* message, const std::string& id);
   bool room(SoupServerMessage* message);
+  bool overloaded() const;
   Call::Ended call_over();
   void begin(const std::shared_ptr<Call>& call, const std::string& sdp, const std::string& config);
   void socket_asked(SoupServerMessage* message);

@@ -102,6 +102,10 @@ std::vector<GOptionEntry> limit_entries(Settings* s) {
            "A call ends without a packet for (default 60)", "SECONDS"},
           {"max-call", 0, 0, G_OPTION_ARG_INT, &s->max_call_s,
            "A call ends at the latest after (default 1800)", "SECONDS"},
+          {"late-pause", 0, 0, G_OPTION_ARG_INT, &s->late_pause_s,
+           "After an answer had a gap, because the computer is too slow for its calls, no more are "
+           "taken for (default 10; 0: never mind)",
+           "SECONDS"},
           {"drain-timeout", 0, 0, G_OPTION_ARG_INT, &s->drain_timeout_s,
            "After SIGTERM, answers under way may go on for (default 30)", "SECONDS"},
           {nullptr, 0, 0, G_OPTION_ARG_NONE, nullptr, nullptr, nullptr}};
@@ -167,6 +171,7 @@ Result<void> check_numbers(const Settings& s) {
                  {"--connect-timeout", s.connect_timeout_s, 1, 600},
                  {"--idle-timeout", s.idle_timeout_s, 1, 86400},
                  {"--max-call", s.max_call_s, 1, 86400},
+                 {"--late-pause", s.late_pause_s, 0, 3600},
                  {"--drain-timeout", s.drain_timeout_s, 0, 3600}};
   for (const auto& n : numbers) {
     if (n.value < n.least || n.value > n.most) {

@@ -27,6 +27,7 @@ struct Settings {
       15;                   // --connect-timeout: an answered offer that does not connect is dropped
   int idle_timeout_s = 60;  // --idle-timeout: no packet from the client
   int max_call_s = 1800;    // --max-call
+  int late_pause_s = 10;    // --late-pause: no new calls after an answer came late; 0: regardless
   int drain_timeout_s = 30;     // --drain-timeout: what a running answer gets after SIGTERM
   int max_offer_bytes = 65536;  // not on the command line
   // The elements

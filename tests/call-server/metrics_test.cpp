@@ -27,7 +27,7 @@ TEST(Metrics, AreAllThereFromTheStart) {
   const Metrics metrics;
   for (const char* end : {"client", "idle", "unconnected", "too-long", "failed", "drained"})
     expect_line(metrics, std::string("minicpmo_calls_total{end=\"") + end + "\"} 0");
-  for (const char* reason : {"token", "origin", "rate", "full", "draining", "offer"})
+  for (const char* reason : {"token", "origin", "rate", "full", "overload", "draining", "offer"})
     expect_line(metrics, std::string("minicpmo_offers_refused_total{reason=\"") + reason + "\"} 0");
   for (const char* name : {"minicpmo_calls", "minicpmo_turns_total",
                            "minicpmo_turns_interrupted_total", "minicpmo_response_seconds_count"})

@@ -252,6 +252,32 @@ class Packets:
         transport._send_rtp = changed
 
 
+class Overload(tap.RealtimeTestCase):
+    def test_a_gap_in_an_answer_keeps_new_calls_away(self):
+        """The program stands still for longer than sound waits to be played: nothing is that slow by itself here."""
+        async def call(server):
+            client, other = Client(server.url), Client(server.url)
+            await client.call()
+            client.microphone.say(samples_of(SAMPLES / "q05_count.wav"))
+            await client.event("output_audio_buffer.started")
+            server.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(3)
+            server.process.send_signal(signal.SIGCONT)
+            await asyncio.to_thread(wait_for, lambda: server.metric("minicpmo_sound_late_total") > 0, "late sound")
+            offer = await other.offer()
+            status, headers, body = await asyncio.to_thread(other.post, offer)
+            self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "overloaded"))
+            self.assertEqual(headers["Retry-After"], "4")
+            # The one that there is goes on, and others may come when it has been well for a while.
+            await client.event("output_audio_buffer.stopped")
+            await asyncio.to_thread(wait_for, lambda: other.post(offer)[0] == 201, "there is room again")
+            self.assertEqual(await client.hang_up(), 200)
+            await other.close()
+        with Server("--late-pause", "4", "--offers-per-minute", "10000") as server:
+            run(call(server))
+            self.assertEqual(server.metric("minicpmo_offers_refused_total", 'reason="overload"') > 0, True)
+
+
 class Ends(tap.RealtimeTestCase):
     def test_the_longest_call(self):
         """The client is told, rather than to find out."""

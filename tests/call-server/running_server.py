@@ -31,7 +31,7 @@ class Server:
     def __init__(self, *arguments: str, program: str | None = None, **environment: str):
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [program or os.environ["CALL_SERVER"], "--port", "0", "--device", "cpu", *arguments], stdout=subprocess.PIPE,
+            [program or os.environ["CALL_SERVER"], "--port", "0", "--device", "cpu", "--late-pause", "0", *arguments], stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace",
             env=dict(os.environ, OMP_NUM_THREADS="1", G_MESSAGES_DEBUG="", **environment))
         self.reader = threading.Thread(target=self._read, daemon=True)

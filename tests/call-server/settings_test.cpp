@@ -69,6 +69,7 @@ TEST_F(CommandLine, NothingSaid) {
   EXPECT_EQ(s.offers_per_minute, 10);
   EXPECT_EQ(s.connect_timeout_s, 15);
   EXPECT_EQ(s.idle_timeout_s, 60);
+  EXPECT_EQ(s.late_pause_s, 10);
   EXPECT_EQ(s.max_call_s, 1800);
   EXPECT_EQ(s.drain_timeout_s, 30);
   EXPECT_EQ(s.model, "");
@@ -106,6 +107,8 @@ TEST_F(CommandLine, EverythingSaid) {
                                "5",
                                "--max-call",
                                "6",
+                               "--late-pause",
+                               "0",
                                "--drain-timeout",
                                "0",
                                "--model",
@@ -129,6 +132,7 @@ TEST_F(CommandLine, EverythingSaid) {
   EXPECT_EQ(s.offers_per_minute, 3);
   EXPECT_EQ(s.connect_timeout_s, 4);
   EXPECT_EQ(s.idle_timeout_s, 5);
+  EXPECT_EQ(s.late_pause_s, 0);
   EXPECT_EQ(s.max_call_s, 6);
   EXPECT_EQ(s.drain_timeout_s, 0);
   EXPECT_EQ(s.model, folder_);
@@ -185,7 +189,7 @@ TEST_F(CommandLine, NumbersOutOfRange) {
   } numbers[] = {{"--port", 0, 65535},          {"--max-calls", 1, 1000},
                  {"--connect-timeout", 1, 600}, {"--offers-per-minute", 1, 1000000},
                  {"--idle-timeout", 1, 86400},  {"--max-call", 1, 86400},
-                 {"--drain-timeout", 0, 3600}};
+                 {"--drain-timeout", 0, 3600},  {"--late-pause", 0, 3600}};
   for (const auto& n : numbers) {
     const std::string range = "from " + std::to_string(n.least) + " to " + std::to_string(n.most);
     for (const int wrong : {n.least - 1, n.most + 1, -2000000000}) {

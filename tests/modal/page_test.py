@@ -26,7 +26,7 @@ class Service:
         self.process = subprocess.Popen(
             [PYTHON, str(TESTS / "modal/front.py"), PYTHON, str(TESTS.parent / "modal/serve.py")], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, env=dict(
-                os.environ, MINICPMO_CALL_SERVER=f"{os.environ['CALL_SERVER']} --device cpu", MINICPMO_CALL_TOKEN=TOKEN, PORT="0",
+                os.environ, MINICPMO_CALL_SERVER=f"{os.environ['CALL_SERVER']} --device cpu --late-pause 0", MINICPMO_CALL_TOKEN=TOKEN, PORT="0",
                 MINICPMO_TRANSPORT=transport, OMP_NUM_THREADS="1", G_MESSAGES_DEBUG=""))
         self.url = self.process.stdout.readline().strip()
 
