@@ -96,10 +96,10 @@ bool PipelineTrace::is_ready(const Turn& turn) const {
   return last != turn.passed.end() && is_valid(last->second.done);
 }
 
-// `all`: also those that have not ended.
+// `all`: also those that have not ended. They are chosen once: what becomes ready meanwhile is told
+// by who made it so.
 void PipelineTrace::tell(bool all) {
   std::lock_guard telling(tell_mutex_);
-  note_gpu_of_ready(all);
   std::vector<Turn> ready;
   {
     std::lock_guard lock(mutex_);
@@ -111,7 +111,13 @@ void PipelineTrace::tell(bool all) {
       ready.push_back(turn);
       turn.told = turn.again = true;
     }
-    if (all) turns_.clear();
+  }
+  for (const Turn& turn : ready) note_late_gpu(*turn.path);
+  {
+    std::lock_guard lock(mutex_);
+    for (Turn& turn : ready)
+      if (const Turn* now = known(turn.id)) turn.stages = now->stages;
+    if (all) std::erase_if(turns_, [](const auto& item) { return item.second.told; });
   }
   for (Turn& turn : ready) {
     if (turn.finish.empty()) turn.finish = "unfinished";
@@ -475,23 +481,15 @@ void PipelineTrace::note_gpu(GstElement* element, guint64 next_turn) {
     outputs_.gpu_work(number_, name_, work.stage, turn_id, work.began, work.duration);
 }
 
-// What calls that had returned before the GPU was done have cost, for the turns that are told next.
-void PipelineTrace::note_gpu_of_ready(bool all) {
-  std::vector<std::shared_ptr<const TurnPath>> paths;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [id, turn] : turns_)
-      if (!turn.told && (all || is_ready(turn))) paths.push_back(turn.path);
-  }
-  for (const auto& path : paths) {
-    for (const int i : {path->encoder, path->llm, path->speech, path->vocoder}) {
-      if (i < 0) continue;
-      auto* element = static_cast<GstElement*>(
-          g_weak_ref_get(&path->pads[static_cast<size_t>(i)]->element.element));
-      if (element == nullptr) continue;
-      note_gpu(element);
-      gst_object_unref(element);
-    }
+// What calls that had returned before the GPU was done have cost, for a turn that is told.
+void PipelineTrace::note_late_gpu(const TurnPath& path) {
+  for (const int i : {path.encoder, path.llm, path.speech, path.vocoder}) {
+    if (i < 0) continue;
+    auto* element = static_cast<GstElement*>(
+        g_weak_ref_get(&path.pads[static_cast<size_t>(i)]->element.element));
+    if (element == nullptr) continue;
+    note_gpu(element);
+    gst_object_unref(element);
   }
 }
 

@@ -90,7 +90,7 @@ class PipelineTrace {
   void post(const Turn& turn, const nlohmann::json& told);
   // Reads the element's stats, and goes on to the turn if that is not 0.
   void note_gpu(GstElement* element, guint64 next_turn = 0);
-  void note_gpu_of_ready(bool all);
+  void note_late_gpu(const TurnPath& path);
 
   const std::string name_;
   const int number_;

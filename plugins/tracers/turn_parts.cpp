@@ -89,7 +89,7 @@ class Marks {
 
   // To the language model.
   void question() {
-    for (int i = std::max(path_.turn + 1, path_.encoder); i < path_.llm; ++i) {
+    for (int i = path_.turn >= 0 ? path_.turn + 1 : path_.encoder; i < path_.llm; ++i) {
       if (i != path_.encoder) {
         add(name_of(i), i, question_at(i));
         continue;

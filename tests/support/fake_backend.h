@@ -28,6 +28,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -45,6 +46,7 @@ struct FakeSettings {
   std::chrono::milliseconds step_delay{0};  // every step, prefill, burst; cancellable
   std::chrono::nanoseconds gpu_time{0};     // that each of these says it took on a GPU
   std::chrono::milliseconds gpu_behind{0};  // and says it so long after it has returned
+  std::function<void()> vocoder_gpu_asked;  // called when the vocoder is asked what that was
   std::optional<Error> open_error;          // returned by Backend::open_engine
   std::optional<Error> load_error;          // returned by Engine::load, after load_delay
   std::optional<Error> session_error;       // returned by Engine::new_*, Backend::new_*

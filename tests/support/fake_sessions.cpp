@@ -376,7 +376,10 @@ class FakeVocoder final : public Vocoder, Session {
     ++owner_.counters().resets;
     held_.clear();
   }
-  int64_t gpu_nanoseconds() const override { return gpu_time(); }
+  int64_t gpu_nanoseconds() const override {
+    if (const auto& asked = owner_.settings().vocoder_gpu_asked) asked();
+    return gpu_time();
+  }
 
  private:
   static int32_t read_code(DataType type, std::span<const std::byte> bytes, size_t index) {

@@ -25,7 +25,7 @@ void register_elements() {
   GST_ELEMENT_REGISTER(minicpmoturn, nullptr);
   GST_ELEMENT_REGISTER(minicpmovocoder, nullptr);
   // More than the other tests need.
-  for (const char* name : {"netsim", "rtpmanager"}) {
+  for (const char* name : {"netsim", "rtpmanager", "udp"}) {
     const std::string file = std::string(GST_PLUGINS_DIR) + "/libgst" + name + ".so";
     if (GstPlugin* plugin = gst_plugin_load_file(file.c_str(), nullptr)) gst_object_unref(plugin);
   }

@@ -2,6 +2,8 @@
 #include <gst/gst.h>
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "turn.h"
 
 namespace minicpmo::tracers {
@@ -75,6 +77,80 @@ TEST(Report, PartsNameTheSettingThatOwnsThem) {
   EXPECT_NE(part["setting"].get<std::string>().find("max-size-buffers=7"), std::string::npos);
   gst_object_unref(queue);
   EXPECT_EQ(setting_of(parts.list[0], TurnPath{}), "") << "the element is gone";
+}
+
+using Names = std::vector<std::pair<std::string, std::string>>;
+
+// The parts of a turn on its way through elements of these factories, each of which keeps it for
+// 10 ms.
+Names parts_of_way(const std::vector<const char*>& factories) {
+  auto path = std::make_shared<TurnPath>();
+  Turn turn;
+  turn.marked = true;
+  turn.captured = GST_SECOND;
+  GstClockTime now = turn.captured;
+  for (const char* factory : factories) {
+    GstElement* element =
+        GST_ELEMENT(gst_object_ref_sink(gst_element_factory_make(factory, nullptr)));
+    const auto pad = std::make_shared<PadInfo>(element, nullptr);
+    gst_object_unref(element);
+    const int index = static_cast<int>(path->pads.size());
+    if (pad->element.role == Role::kTurn) path->turn = path->first = index;
+    if (pad->element.role == Role::kLanguageModel) path->llm = index;
+    if (pad->element.role == Role::kVocoder) path->vocoder = index;
+    now += 10 * GST_MSECOND;
+    Passed& passed = turn.passed[pad.get()];
+    passed.question = passed.first = passed.done = now;
+    path->pads.push_back(pad);
+  }
+  turn.path = path;
+  Names found;
+  for (const Part& part : parts_of(turn).list) {
+    if (part.to == part.from) continue;
+    EXPECT_EQ(part.to - part.from, 10 * GST_MSECOND) << part.name;
+    found.emplace_back(part.element->factory, part.name);
+  }
+  return found;
+}
+
+const std::vector<const char*> kRest{"minicpmoturn", "minicpmollm", "minicpmovocoder"};
+
+Names with_rest(Names before) {
+  before.insert(
+      before.end(),
+      {{"minicpmoturn", "endpoint"}, {"minicpmollm", "decode"}, {"minicpmovocoder", "vocoder"}});
+  return before;
+}
+
+Names parts_before(std::vector<const char*> factories) {
+  factories.insert(factories.end(), kRest.begin(), kRest.end());
+  return parts_of_way(factories);
+}
+
+TEST(Parts, AreNamedByWhatIsBeforeMinicpmoturn) {
+  EXPECT_EQ(parts_before({"udpsrc", "rtpjitterbuffer", "identity", "queue"}),
+            with_rest({{"udpsrc", "network"},
+                       {"rtpjitterbuffer", "jitter-buffer"},
+                       {"identity", "media-in"},
+                       {"queue", "queue"}}));
+  EXPECT_EQ(parts_before({"udpsrc", "identity"}),
+            with_rest({{"udpsrc", "network"}, {"identity", "media-in"}}));
+  EXPECT_EQ(parts_before({"appsrc", "netsim", "identity", "rtpjitterbuffer"}),
+            with_rest({{"appsrc", "capture"},
+                       {"netsim", "network"},
+                       {"identity", "network"},
+                       {"rtpjitterbuffer", "jitter-buffer"}}));
+  EXPECT_EQ(parts_before({"appsrc", "netsim", "identity"}),
+            with_rest({{"appsrc", "capture"}, {"netsim", "network"}, {"identity", "media-in"}}));
+}
+
+TEST(Parts, AreNamedByWhatIsBehindTheVocoder) {
+  std::vector<const char*> way = kRest;
+  way.insert(way.end(), {"queue", "audioconvert", "rtpL16pay"});
+  Names names = with_rest({});
+  names.insert(names.end(),
+               {{"queue", "queue"}, {"audioconvert", "media-out"}, {"rtpL16pay", "packetise"}});
+  EXPECT_EQ(parts_of_way(way), names);
 }
 
 }  // namespace

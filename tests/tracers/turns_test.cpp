@@ -1,6 +1,10 @@
 // Every turn is told, whatever became of it, and in the pipeline that it belongs to.
 #include <gtest/gtest.h>
+#include <pthread.h>
 
+#include <array>
+#include <atomic>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -185,6 +189,112 @@ TEST_F(Turns, ThatAreCutByTheEndAreThere) {
   call.voice().be_silent(400 * GST_MSECOND);
   call.stop();
   EXPECT_EQ(call.wait(1).at(1)["finish"], "unfinished");
+}
+
+// While what the GPU took is asked for the first turn, the second becomes ready: it is told with
+// all that the GPU took for it, not with what was known when the first one asked.
+TEST_F(Turns, ThatBecomeReadyWhileAnotherIsToldKeepTheirGpuTime) {
+  backend_.settings().gpu_time = milliseconds(7);
+  std::promise<void> telling, go_on;
+  std::atomic<bool> told{false};
+  backend_.settings().vocoder_gpu_asked = [&] {
+    std::array<char, 16> thread{};
+    pthread_getname_np(pthread_self(), thread.data(), thread.size());
+    // The first turn is told by who takes its first sound to the sink.
+    if (std::string(thread.data()) != "answer:src" || told.exchange(true)) return;
+    telling.set_value();
+    go_on.get_future().wait_for(kPatience);
+  };
+  Line line;
+  line.source =
+      "appsrc name=source format=time "
+      "caps=audio/x-raw,format=F32LE,rate=16000,channels=1,layout=interleaved";
+  line.sounded = "identity sleep-time=200000";  // by then its answer has ended
+  line.sink = "fakesink name=sink async=false";
+  Call call(line);
+  const PadTimes answers(call.element("vocoder"), "sink");
+  call.voice().say(300 * GST_MSECOND);
+  call.voice().be_silent(300 * GST_MSECOND);
+  ASSERT_EQ(telling.get_future().wait_for(kPatience), std::future_status::ready);
+  backend_.settings().bursts = {""};  // nothing to wait for: ready when it ends
+  call.voice().say(300 * GST_MSECOND);
+  call.voice().be_silent(300 * GST_MSECOND);
+  for (int i = 0; i < 500 && answers.all(GST_MINICPMO_EVENT_ANSWER_END).size() < 2; ++i)
+    std::this_thread::sleep_for(milliseconds(10));
+  EXPECT_EQ(answers.all(GST_MINICPMO_EVENT_ANSWER_END).size(), 2u);
+  std::this_thread::sleep_for(milliseconds(50));  // and has passed the vocoder
+  go_on.set_value();
+  const auto turns = call.wait(2);
+  ASSERT_EQ(turns.size(), 2u);
+  EXPECT_EQ(turns.at(2)["finish"], "empty");
+  for (const auto& [id, turn] : turns)
+    for (const char* stage : {"encode", "prefill", "decode"}) {
+      const auto& found = turn["stages"][stage];
+      EXPECT_NEAR(found["gpu_ms"].get<double>(), 7 * found["calls"].get<double>(), 0.01)
+          << id << ' ' << stage;
+    }
+  call.stop();
+  backend_.settings().vocoder_gpu_asked = nullptr;
+}
+
+// Four bursts of a token each, and two codes for each of 29 letters.
+TEST_F(Turns, CountTheirTokensAndCodes) {
+  Call call;
+  for (int i = 0; i < 2; ++i) {
+    const json stages = call.turn()["stages"];
+    EXPECT_EQ(stages["decode"]["tokens"], 4);
+    EXPECT_EQ(stages["speech"]["codes"], 58);
+  }
+}
+
+// Chunks of 533 ms that take 700 ms each.
+TEST_F(Turns, CountTheSoundThatWasPutOff) {
+  Line line;
+  line.coded = "identity sleep-time=700000";
+  Call call(line);
+  const json sound = call.turn()["sound"];
+  GstStructure* stats = nullptr;
+  g_object_get(call.element("vocoder"), "stats", &stats, nullptr);
+  guint64 late = 0;
+  EXPECT_TRUE(gst_structure_get_uint64(stats, "late", &late));
+  gst_structure_free(stats);
+  EXPECT_GE(late, 1u);
+  EXPECT_EQ(sound["put_off"], late);
+  EXPECT_GT(sound["underrun_ms"].get<double>(), 100);
+}
+
+// The encoder is kept busy, and the end of the turn waits behind the sound before it.
+TEST_F(Turns, SayHowMuchWaitedInAQueue) {
+  Line line;
+  line.heard = "queue name=heard ! identity sleep-time=60000";
+  Call call(line);
+  struct Level {
+    GstElement* queue;
+    guint buffers = 0;
+    guint64 time = 0;
+  } level{call.element("heard")};
+  const PadPtr pad(gst_element_get_static_pad(level.queue, "sink"));
+  const auto look = [](GstPad*, GstPadProbeInfo* info, gpointer data) {
+    auto* seen = static_cast<Level*>(data);
+    if (gst_event_has_name(GST_PAD_PROBE_INFO_EVENT(info), GST_MINICPMO_EVENT_TURN_END))
+      g_object_get(seen->queue, "current-level-buffers", &seen->buffers, "current-level-time",
+                   &seen->time, nullptr);
+    return GST_PAD_PROBE_OK;
+  };
+  const gulong probe =
+      gst_pad_add_probe(pad.get(), GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM, look, &level, nullptr);
+  const json turn = call.turn();
+  gst_pad_remove_probe(pad.get(), probe);
+  EXPECT_GT(level.buffers, 5u);
+  json queue;
+  for (const json& part : turn["parts"])
+    if (part["element"] == "heard") queue = part;
+  ASSERT_TRUE(queue.contains("queue_buffers")) << turn.dump(1);
+  // The encoder may take one more between the two looks.
+  EXPECT_NEAR(queue["queue_buffers"].get<double>(), level.buffers, 1);
+  EXPECT_NEAR(queue["queue_ms"].get<double>(), static_cast<double>(level.time) / 1e6, 21);
+  for (const json& part : turn["parts"])
+    EXPECT_EQ(part.contains("queue_ms"), part["part"] == "queue");
 }
 
 // Two callers in one process: their turns have the same numbers, and different delays.
