@@ -1,8 +1,9 @@
 """The regression gate: what the stages of the small checkpoint cost for one question, against figures.json; +10 % fails.
 
-Both gate on the kind of CPU that the figures are of, as ATen has kernels for each. Instructions (callgrind) are the same on every
-run. Times are CPU time over that of a fixed workload of ATen in the same process; they gate while nothing disturbs the workload
-itself, and only if MINICPMO_GATE_TIMES is set: `meson test --benchmark tracers-gate`.
+Instructions (callgrind) are the same on every run and, within 0.1 %, on every x86-64 machine with AVX2: the libraries choose their
+kernels by the CPU that valgrind shows them, which is the same one everywhere. Times are CPU time over that of a fixed workload of
+ATen in the same process. Those ratios are of a kind of CPU (on another one decode was 1.3 and speech 1.4 times as long), so they gate
+on the one that the figures are of, while nothing disturbs the workload itself, and only in `meson test --benchmark tracers-gate`.
 
 Environment: SOURCE, STAGE_BENCH (the program), BACKEND (libminicpmo-torch.so). Renew the figures where they are meant to have
 changed, and say why in the commit: `SOURCE=. STAGE_BENCH=... BACKEND=... gate_test.py --renew`.
@@ -26,6 +27,8 @@ STAGES = ("encode", "prefill", "decode", "speech", "vocoder")
 MORE = 1.10
 QUIET = 1.05  # the median of the workload over its least
 PROCESSES = 5
+# What valgrind 3.19 shows; said here too, should a later one show more.
+KERNELS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def command(mode: str) -> list[str]:
@@ -33,8 +36,8 @@ def command(mode: str) -> list[str]:
             str(SOURCE / "tools/tiny/samples/q01_cap.wav")]
 
 
-def run(*arguments: str) -> str:
-    done = subprocess.run(arguments, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+def run(*arguments: str, **environment: str) -> str:
+    done = subprocess.run(arguments, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1", **environment))
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(arguments)}: {done.stderr[-2000:]}")
     return done.stdout
@@ -45,13 +48,13 @@ def counted() -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/callgrind.out"
         run("valgrind", "--tool=callgrind", "--instr-atstart=no", "--collect-atstart=no", f"--callgrind-out-file={out}",
-            *(f"--toggle-collect=bench_{s}" for s in STAGES), *command("count"))
+            *(f"--toggle-collect=bench_{s}" for s in STAGES), *command("count"), **KERNELS)
         table = run("callgrind_annotate", "--inclusive=yes", "--auto=no", out)
     return {m[2]: int(m[1].replace(",", "")) for m in re.finditer(r"^\s*([\d,]+) .*:bench_(\w+)", table, re.MULTILINE)}
 
 
-def cpu() -> str:
-    return next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+def cpu(field: str = "model name") -> str:
+    return next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith(field)), "?")
 
 
 def timed() -> tuple[dict[str, float], float]:
@@ -73,32 +76,33 @@ class Gate(unittest.TestCase):
     def setUpClass(cls):
         cls.figures = json.loads(FIGURES.read_text())
 
-    def on_that_cpu(self):
-        if cpu() != self.figures["cpu"]:
-            self.skipTest(f"the figures are of {self.figures['cpu']}, this is {cpu()}")
-
     def test_instructions(self):
-        self.on_that_cpu()
         if shutil.which("valgrind") is None:
             self.skipTest("valgrind is not installed")
+        if "avx2" not in cpu("flags").split():
+            self.skipTest("the figures are of kernels for AVX2, which this CPU lacks")
         found = counted()
         print(f"# {found}")
         self.assertEqual(set(found), set(STAGES))
         self.assertEqual(too_much(found, self.figures["instructions"]), {})
 
-    @unittest.skipUnless(os.environ.get("MINICPMO_GATE_TIMES"), "meson test --benchmark tracers-gate runs it")
-    def test_times(self):
-        self.on_that_cpu()
-        found, spread = timed()
-        print(f"# ratios {found}, spread of the workload {spread:.3f}")
-        if spread > QUIET:
-            self.skipTest(f"the machine is busy: the workload's median is {spread:.2f} times its least")
-        self.assertEqual(too_much(found, self.figures["ratios"]), {})
-
     def test_ten_percent_more_fails(self):
         wanted = self.figures["instructions"]
         self.assertEqual(too_much(dict(wanted, decode=1.11 * wanted["decode"]), wanted).keys(), {"decode"})
         self.assertEqual(too_much({s: 1.09 * n for s, n in wanted.items()}, wanted), {})
+
+
+if os.environ.get("MINICPMO_GATE_TIMES"):
+    class Times(unittest.TestCase):
+        def test_ratios(self):
+            figures = json.loads(FIGURES.read_text())
+            if cpu() != figures["cpu"]:
+                self.skipTest(f"the figures are of {figures['cpu']}, this is {cpu()}")
+            found, spread = timed()
+            print(f"# ratios {found}, spread of the workload {spread:.3f}")
+            if spread > QUIET:
+                self.skipTest(f"the machine is busy: the workload's median is {spread:.2f} times its least")
+            self.assertEqual(too_much(found, figures["ratios"]), {})
 
 
 if __name__ == "__main__":
