@@ -124,7 +124,7 @@ void Outputs::turn(int pipeline, const Turn& turn, const Parts& parts, const jso
   }
   if (!trace_ || parts.list.empty()) return;
   name_process(pipeline, report["pipeline"]);
-  const std::string id = std::to_string(turn.id);
+  const std::string id = std::to_string(++told_);  // a turn that is told again is another one here
   const auto add = [&](const char* phase, const std::string& name, GstClockTime time, json args) {
     trace({{"ph", phase},
            {"cat", "turn"},

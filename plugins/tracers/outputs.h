@@ -53,6 +53,7 @@ class Outputs {
   File lines_;
   File trace_;
   bool any_ = false;  // event of the trace
+  int told_ = 0;      // turns in the trace
   std::set<int> processes_;
   std::set<std::pair<int, gint64>> threads_;
   std::map<std::pair<int, gint64>, GstClockTime> gpu_ends_;

@@ -2,8 +2,12 @@
 #include <gst/gst.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
 #include <utility>
 
+#include "elements/chain/stream_log.h"
+#include "outputs.h"
 #include "turn.h"
 
 namespace minicpmo::tracers {
@@ -77,6 +81,46 @@ TEST(Report, PartsNameTheSettingThatOwnsThem) {
   EXPECT_NE(part["setting"].get<std::string>().find("max-size-buffers=7"), std::string::npos);
   gst_object_unref(queue);
   EXPECT_EQ(setting_of(parts.list[0], TurnPath{}), "") << "the element is gone";
+}
+
+// Spans of one id must lie in each other: what is opened last is closed first.
+TEST(Trace, OfATurnThatIsToldAgainIsNested) {
+  const testing::TemporaryFile file;
+  GstElement* const element =
+      GST_ELEMENT(gst_object_ref_sink(gst_element_factory_make("identity", nullptr)));
+  const ElementInfo info(element);
+  gst_object_unref(element);
+  Parts parts{GST_SECOND, {}, true};
+  for (const char* name : {"endpoint", "decode", "vocoder"}) {
+    const GstClockTime from = parts.list.empty() ? parts.begin : parts.list.back().to;
+    parts.list.push_back({name, &info, from, from + 5 * GST_MSECOND});
+  }
+  {
+    Outputs outputs;
+    ASSERT_TRUE(outputs.open_trace(file.path()));
+    Turn turn = late_turn();
+    outputs.turn(1, turn, parts, report(turn, parts, "call"));
+    turn.finish = "interrupted";
+    outputs.turn(1, turn, parts, report(turn, parts, "call"));
+  }
+  nlohmann::json events = nlohmann::json::parse(file.read());
+  std::stable_sort(events.begin(), events.end(), [](const auto& a, const auto& b) {
+    return a.value("ts", 0.0) < b.value("ts", 0.0);
+  });
+  std::map<std::string, std::vector<std::string>> open;
+  for (const auto& event : events) {
+    if (event["ph"] != "b" && event["ph"] != "e") continue;
+    auto& names = open[event["id2"]["local"]];
+    if (event["ph"] == "b") {
+      names.push_back(event["name"]);
+    } else {
+      ASSERT_FALSE(names.empty());
+      EXPECT_EQ(names.back(), event["name"]);
+      names.pop_back();
+    }
+  }
+  EXPECT_EQ(open.size(), 2u);
+  for (const auto& [id, names] : open) EXPECT_TRUE(names.empty()) << id;
 }
 
 using Names = std::vector<std::pair<std::string, std::string>>;
