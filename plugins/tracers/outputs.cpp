@@ -12,8 +12,8 @@ namespace {
 
 using nlohmann::json;
 
-// Tracks that are no thread of ours.
-constexpr gint64 kGpuTrack = 1;
+// The first of the tracks that are no thread: above every thread's number (PID_MAX_LIMIT).
+constexpr gint64 kGpuTrack = 1 << 22;
 
 double microseconds(GstClockTime time) {
   return static_cast<double>(time) / 1e3;
@@ -97,7 +97,8 @@ void Outputs::gpu_work(int pipeline, const std::string& pipeline_name, const std
                        guint64 turn_id, GstClockTime call_begin, GstClockTime duration) {
   std::lock_guard lock(mutex_);
   if (!trace_) return;
-  const gint64 track = kGpuTrack + static_cast<gint64>(std::hash<std::string>{}(stage) % 997);
+  const auto count = static_cast<gint64>(gpu_tracks_.size());
+  const gint64 track = gpu_tracks_.try_emplace(stage, kGpuTrack + count).first->second;
   name_process(pipeline, pipeline_name);
   name_thread(pipeline, track, "CUDA stream: " + stage);
   // How long the GPU worked is known, not when: after the call had begun, and after what was

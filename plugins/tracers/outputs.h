@@ -56,6 +56,7 @@ class Outputs {
   int told_ = 0;      // turns in the trace
   std::set<int> processes_;
   std::set<std::pair<int, gint64>> threads_;
+  std::map<std::string, gint64> gpu_tracks_;  // by stage
   std::map<std::pair<int, gint64>, GstClockTime> gpu_ends_;
 };
 

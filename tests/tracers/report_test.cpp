@@ -123,6 +123,37 @@ TEST(Trace, OfATurnThatIsToldAgainIsNested) {
   for (const auto& [id, names] : open) EXPECT_TRUE(names.empty()) << id;
 }
 
+// How long the GPU worked is known, not when: behind the call, and one after the other.
+TEST(Trace, OfTheGpuHasATrackForEachStage) {
+  const testing::TemporaryFile file;
+  {
+    Outputs outputs;
+    ASSERT_TRUE(outputs.open_trace(file.path()));
+    outputs.gpu_work(1, "call", "decode", 7, 10 * GST_MSECOND, 5 * GST_MSECOND);
+    outputs.gpu_work(1, "call", "speech", 7, 12 * GST_MSECOND, 1 * GST_MSECOND);
+    outputs.gpu_work(1, "call", "decode", 7, 12 * GST_MSECOND, 4 * GST_MSECOND);
+    outputs.gpu_work(1, "call", "decode", 8, 30 * GST_MSECOND, 2 * GST_MSECOND);
+    outputs.gpu_work(2, "other", "decode", 1, 11 * GST_MSECOND, 3 * GST_MSECOND);
+  }
+  std::map<std::pair<int, int>, std::string> tracks;
+  std::map<std::string, std::vector<double>> work;  // begin and duration, ms
+  for (const auto& event : nlohmann::json::parse(file.read())) {
+    const std::pair<int, int> track(event["pid"], event["tid"]);
+    if (event["name"] == "thread_name") {
+      EXPECT_TRUE(tracks.try_emplace(track, event["args"]["name"]).second);
+      EXPECT_GE(track.second, 1 << 22) << "may be a thread";
+    }
+    if (event["ph"] != "X") continue;
+    EXPECT_EQ("CUDA stream: " + event["name"].get<std::string>(), tracks.at(track));
+    auto& times = work[std::to_string(track.first) + ' ' + event["name"].get<std::string>()];
+    times.push_back(event["ts"].get<double>() / 1e3);
+    times.push_back(event["dur"].get<double>() / 1e3);
+  }
+  const std::map<std::string, std::vector<double>> wanted{
+      {"1 decode", {10, 5, 15, 4, 30, 2}}, {"1 speech", {12, 1}}, {"2 decode", {11, 3}}};
+  EXPECT_EQ(work, wanted);
+}
+
 using Names = std::vector<std::pair<std::string, std::string>>;
 
 // The parts of a turn on its way through elements of these factories, each of which keeps it for
