@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/gst_ptr.h"
 #include "common/gstminicpmoturn.h"
 #include "outputs.h"
 
@@ -49,6 +50,21 @@ std::pair<GstClockTime, GstClockTime> gpu_times_of(GstElement* element) {
   gst_structure_get_uint64(stats, "gpu-prefill-time", &prefill);
   gst_structure_free(stats);
   return {total, std::min(total, prefill)};
+}
+
+// Applications hear of the turn, too: minicpmo/turn-trace on the pipeline's bus, with what `file`
+// has as a line of JSON.
+std::pair<ElementPtr, GstMessage*> message_of(const Turn& turn, const nlohmann::json& told) {
+  if (turn.path->first < 0) return {};
+  const ElementInfo& first = turn.path->pads[static_cast<size_t>(turn.path->first)]->element;
+  ElementPtr element(static_cast<GstElement*>(g_weak_ref_get(&first.element)));
+  if (!element) return {};
+  const std::string line = told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  GstMessage* const message = gst_message_new_element(
+      GST_OBJECT(element.get()),
+      gst_structure_new("minicpmo/turn-trace", "turn-id", G_TYPE_UINT64, turn.id, "report",
+                        G_TYPE_STRING, line.c_str(), nullptr));
+  return {std::move(element), message};
 }
 
 }  // namespace
@@ -99,7 +115,7 @@ bool PipelineTrace::is_ready(const Turn& turn) const {
 // `all`: also those that have not ended. They are chosen once: what becomes ready meanwhile is told
 // by who made it so.
 void PipelineTrace::tell(bool all) {
-  std::lock_guard telling(tell_mutex_);
+  std::unique_lock telling(tell_mutex_);
   std::vector<Turn> ready;
   {
     std::lock_guard lock(mutex_);
@@ -119,29 +135,17 @@ void PipelineTrace::tell(bool all) {
       if (const Turn* now = known(turn.id)) turn.stages = now->stages;
     if (all) std::erase_if(turns_, [](const auto& item) { return item.second.told; });
   }
+  std::vector<std::pair<ElementPtr, GstMessage*>> messages;
   for (Turn& turn : ready) {
     if (turn.finish.empty()) turn.finish = "unfinished";
     const Parts parts = parts_of(turn);
     const nlohmann::json told = report(turn, parts, name_);
     outputs_.turn(number_, turn, parts, told);
-    post(turn, told);
+    messages.push_back(message_of(turn, told));
   }
-}
-
-// Applications hear of the turn, too: minicpmo/turn-trace on the pipeline's bus, with what `file`
-// has as a line of JSON.
-void PipelineTrace::post(const Turn& turn, const nlohmann::json& told) {
-  if (turn.path->first < 0) return;
-  const ElementInfo& first = turn.path->pads[static_cast<size_t>(turn.path->first)]->element;
-  auto* element = static_cast<GstElement*>(g_weak_ref_get(&first.element));
-  if (element == nullptr) return;
-  const std::string line = told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  gst_element_post_message(
-      element, gst_message_new_element(
-                   GST_OBJECT(element),
-                   gst_structure_new("minicpmo/turn-trace", "turn-id", G_TYPE_UINT64, turn.id,
-                                     "report", G_TYPE_STRING, line.c_str(), nullptr)));
-  gst_object_unref(element);
+  telling.unlock();  // who listens may do anything
+  for (auto& [element, message] : messages)
+    if (element) gst_element_post_message(element.get(), message);
 }
 
 void PipelineTrace::finish() {

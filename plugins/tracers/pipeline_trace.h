@@ -87,7 +87,6 @@ class PipelineTrace {
   void begin_turn(GstElement* element, guint64 turn_id);
   void note_queue(GstPad* pad, const PadInfo& info, guint64 turn_id);
   void tell(bool all);
-  void post(const Turn& turn, const nlohmann::json& told);
   // Reads the element's stats, and goes on to the turn if that is not 0.
   void note_gpu(GstElement* element, guint64 next_turn = 0);
   void note_late_gpu(const TurnPath& path);
