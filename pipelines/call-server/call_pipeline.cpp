@@ -56,6 +56,7 @@ Result<void> CallPipeline::build(const Settings& settings, const char* descripti
   if (!settings.model.empty()) g_object_set(model_.get(), "model", settings.model.c_str(), nullptr);
   if (!settings.system_prompt.empty())
     g_object_set(model_.get(), "system-prompt", settings.system_prompt.c_str(), nullptr);
+  if (settings.max_codes > 0) g_object_set(model_.get(), "max-codes", settings.max_codes, nullptr);
   return {};
 }
 

@@ -69,6 +69,9 @@ std::vector<GOptionEntry> main_entries(Settings* s, Words* w) {
        "Where to compute: auto (default), cpu or cuda:N", "DEVICE"},
       {"system-prompt", 0, 0, G_OPTION_ARG_FILENAME, &w->system_prompt,
        "Of calls that bring none of their own", "TEXT"},
+      {"max-codes", 0, 0, G_OPTION_ARG_INT, &s->max_codes,
+       "Longest segment of an answer's speech, in codes of 21.3 ms (default 0: the model's own)",
+       "N"},
       {"voice", 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &w->voices,
        "A voice that calls may ask for: a sound file with it; may be repeated", "NAME=FILE.wav"},
       {"log-text", 0, 0, G_OPTION_ARG_NONE, &w->log_text,
@@ -172,7 +175,8 @@ Result<void> check_numbers(const Settings& s) {
                  {"--idle-timeout", s.idle_timeout_s, 1, 86400},
                  {"--max-call", s.max_call_s, 1, 86400},
                  {"--late-pause", s.late_pause_s, 0, 3600},
-                 {"--drain-timeout", s.drain_timeout_s, 0, 3600}};
+                 {"--drain-timeout", s.drain_timeout_s, 0, 3600},
+                 {"--max-codes", s.max_codes, 0, 1 << 20}};
   for (const auto& n : numbers) {
     if (n.value < n.least || n.value > n.most) {
       return bad(n.option, std::to_string(n.value),

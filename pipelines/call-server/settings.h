@@ -34,6 +34,7 @@ struct Settings {
   std::string model;                          // --model; none: as minicpmollm's
   std::string device = "auto";                // --device
   std::string system_prompt;                  // --system-prompt; none: the elements' own
+  int max_codes = 0;                          // --max-codes; 0: the elements' own
   std::map<std::string, std::string> voices;  // --voice NAME=FILE.wav (several)
   bool log_text = false;                      // --log-text: words of users and answers into the log
 };

@@ -75,6 +75,7 @@ TEST_F(CommandLine, NothingSaid) {
   EXPECT_EQ(s.model, "");
   EXPECT_EQ(s.device, "auto");
   EXPECT_EQ(s.system_prompt, "");
+  EXPECT_EQ(s.max_codes, 0);
   EXPECT_TRUE(s.voices.empty());
   EXPECT_FALSE(s.log_text);
 }
@@ -117,6 +118,8 @@ TEST_F(CommandLine, EverythingSaid) {
                                "cuda:1",
                                "--system-prompt",
                                "Sprich \xe4\xbd\xa0\xe5\xa5\xbd",
+                               "--max-codes",
+                               "375",
                                "--voice",
                                "anna=" + voice_,
                                "--voice",
@@ -138,6 +141,7 @@ TEST_F(CommandLine, EverythingSaid) {
   EXPECT_EQ(s.model, folder_);
   EXPECT_EQ(s.device, "cuda:1");
   EXPECT_EQ(s.system_prompt, "Sprich \xe4\xbd\xa0\xe5\xa5\xbd");
+  EXPECT_EQ(s.max_codes, 375);
   EXPECT_EQ(s.voices, (std::map<std::string, std::string>{{"anna", voice_}, {"b", voice_}}));
   EXPECT_TRUE(s.log_text);
 }
@@ -189,7 +193,8 @@ TEST_F(CommandLine, NumbersOutOfRange) {
   } numbers[] = {{"--port", 0, 65535},          {"--max-calls", 1, 1000},
                  {"--connect-timeout", 1, 600}, {"--offers-per-minute", 1, 1000000},
                  {"--idle-timeout", 1, 86400},  {"--max-call", 1, 86400},
-                 {"--drain-timeout", 0, 3600},  {"--late-pause", 0, 3600}};
+                 {"--drain-timeout", 0, 3600},  {"--late-pause", 0, 3600},
+                 {"--max-codes", 0, 1 << 20}};
   for (const auto& n : numbers) {
     const std::string range = "from " + std::to_string(n.least) + " to " + std::to_string(n.most);
     for (const int wrong : {n.least - 1, n.most + 1, -2000000000}) {

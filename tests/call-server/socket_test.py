@@ -266,6 +266,14 @@ class Limits(unittest.TestCase):
         except aiohttp.WSServerHandshakeError as e:
             return e.status, e.headers
 
+    def test_longest_speech(self):
+        async def call():
+            async with Client(self.server("--max-codes", "50").url) as client:
+                await client.ask(COUNT)
+                return client.sound()
+        # 4 s without a limit.
+        self.assertEqual(len(run(call())), 50 * 512)
+
     def test_who_is_let_in(self):
         async def call(*protocols, **headers):
             async with Client(server.url, *protocols, **headers) as client:
