@@ -42,7 +42,7 @@ struct RunnerOptions {
 };
 
 struct Library {
-  static constexpr uint32_t kVersion = 2;  // goes up when this table or a runner changes
+  static constexpr uint32_t kVersion = 3;  // goes up when this table or a runner changes
   uint32_t version;
   // Each fails with kSettings if the kernels cannot run these shapes (the caller then stays with
   // ATen), kNoSpace if memory is short.
@@ -53,6 +53,8 @@ struct Library {
   // Held while a graph is captured. What waits for the whole device, as freeing its memory does,
   // invalidates every capture under way: hold this for it.
   std::mutex& (*capture_mutex)() = nullptr;
+  // A stream that does not wait for the default one, nor that for it. It is never destroyed.
+  Result<Stream> (*new_stream)(int device, bool high_priority) = nullptr;
 };
 
 constexpr const char* kLibrarySymbol = "minicpmo_cuda_library";

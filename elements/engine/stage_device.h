@@ -6,6 +6,7 @@
 #include <c10/core/Stream.h>
 #include <c10/core/StreamGuard.h>
 
+#include <memory>
 #include <optional>
 
 #include "cuda/runners.h"
@@ -33,7 +34,8 @@ struct StageDevice {
 // The data of a contiguous bfloat16 tensor as the runners take it. Throws c10::Error.
 cuda::bfloat16_bits* bfloat16_data(const at::Tensor& tensor);
 
-// A session's stream; nothing on a CPU. Copyable handle; the pool that it comes from keeps it.
+// A session's stream, which no other session has as long as a copy of this is there; nothing on a
+// CPU. Later sessions get it again.
 class StageStream {
  public:
   StageStream() = default;  // a CPU
@@ -47,6 +49,7 @@ class StageStream {
 
  private:
   std::optional<c10::Stream> stream_;
+  std::shared_ptr<void> lease_;  // the last copy gives the stream back
 };
 
 // Makes the stream (and its device) the thread's current one.

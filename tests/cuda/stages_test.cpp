@@ -7,11 +7,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "../unit/tts/tiny_speech.h"
@@ -472,6 +474,60 @@ TEST_F(CudaStages, TwoAtOnceAnswerAsOneAlone) {
     EXPECT_TRUE(a == alone) << round;
     EXPECT_TRUE(b == alone) << round;
   }
+}
+
+// Sessions that are there at once have streams of their own; a new one gets that of one that is
+// gone. torch's own pool has 32.
+TEST_F(CudaStages, StreamsAreNotShared) {
+  const StageDevice gpu = device("bfloat16");
+  for (const bool high : {false, true}) {
+    std::vector<StageStream> streams;
+    std::set<void*> handles;
+    must(run_stage("test", [&]() -> Result<int> {
+      for (int i = 0; i < 100; ++i) {
+        const StageStream& made = streams.emplace_back(gpu, high);
+        handles.insert(made.handle());
+        const StreamScope scope(made);
+        if (at::empty({64}, gpu.options()).fill_(i).sum().item<double>() != 64 * i)
+          return Error{ErrorCode::kFailed, "wrong sum"};
+      }
+      return 0;
+    }));
+    EXPECT_EQ(handles.size(), streams.size());
+    const StageStream copy = streams.back();
+    const void* const gone = streams.front().handle();
+    streams.erase(streams.begin());
+    streams.pop_back();
+    const StageStream next(gpu, high);
+    EXPECT_EQ(next.handle(), gone);
+    EXPECT_NE(next.handle(), copy.handle());
+  }
+}
+
+// One speaks while many others begin: what it launches must not end in their graphs.
+TEST_F(CudaStages, OthersBeginWhileOneAnswers) {
+  LanguageModelOptions options;
+  options.seed = 3;
+  const SpeechModelOptions speech{.seed = 3};
+  const Turn alone = converse(cuda_, question(), options, speech);
+  std::atomic<bool> done = false;
+  std::thread others([&] {
+    // More than torch's pool has streams; kept, so that each has another one.
+    std::vector<std::unique_ptr<LanguageModel>> models;
+    std::vector<std::unique_ptr<Vocoder>> vocoders;
+    for (int i = 0; i < 40; ++i) {
+      models.push_back(must(new_language_model(cuda_.language, greedy())));
+      vocoders.push_back(must(new_vocoder(cuda_.vocoder, {})));
+    }
+    done = true;
+  });
+  int rounds = 0;
+  do {
+    EXPECT_TRUE(converse(cuda_, question(), options, speech) == alone) << rounds;
+    ++rounds;
+  } while (!done);
+  others.join();
+  std::printf("%d answers meanwhile\n", rounds);
 }
 
 // Out of memory.
