@@ -24,6 +24,11 @@ void SpeechGate::wait(int64_t asked_before) {
   changed_.wait_for(lock, kToSpeak, [&] { return making_ == 0; });
 }
 
+void SpeechGate::wait_for_first_words() {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, kToBegin, [&] { return first_words_ == 0; });
+}
+
 void SpeechGate::add(int64_t* counter, int64_t n) {
   {
     const std::lock_guard lock(mutex_);

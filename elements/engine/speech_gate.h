@@ -1,8 +1,9 @@
 // Lets the first sound of an answer pass: while a speech model on a GPU makes the first codes of an
-// answer, language models on that GPU do not begin their next burst. Both at once would share the
-// memory's bandwidth, and the first sound is waited for, the words after it are not (PERF.md, both
-// decoders at once). Bounded waits only: a speech model that does not come holds nobody up for
-// long.
+// answer, language models on that GPU do not begin their next burst, and while a language model
+// makes the first words of an answer, those of other calls do not begin a burst of later words.
+// Both at once would share the memory's bandwidth, and the first sound is waited for, the words
+// after it are not (PERF.md, both decoders at once, calls at once). Bounded waits only: who does
+// not come holds nobody up for long.
 #pragma once
 
 #include <chrono>
@@ -43,14 +44,30 @@ class SpeechGate {
     SpeechGate& gate_;
   };
 
+  // The first words of an answer, up to those that speech begins with.
+  class FirstWords {
+   public:
+    explicit FirstWords(SpeechGate& gate) : gate_(gate) { gate_.add(&gate_.first_words_, 1); }
+    ~FirstWords() { gate_.add(&gate_.first_words_, -1); }
+    FirstWords(const FirstWords&) = delete;
+    FirstWords& operator=(const FirstWords&) = delete;
+
+   private:
+    SpeechGate& gate_;
+  };
+
   // To be kept by a language model with each burst that it hands out, and given to wait() before
   // the next one: by then a speech model should have read the burst.
   int64_t asked() const;
   void wait(int64_t asked_before);
+  // Before each burst of later words.
+  void wait_for_first_words();
 
  private:
   static constexpr std::chrono::microseconds kToRead{500};
   static constexpr std::chrono::milliseconds kToSpeak{50};
+  // Three tokens, a second of speech, are still made in each 62 ms then, on an H100.
+  static constexpr std::chrono::milliseconds kToBegin{50};
 
   void add(int64_t* counter, int64_t n);
 
@@ -59,6 +76,7 @@ class SpeechGate {
   int64_t awaited_ = 0;  // answers without a sound
   int64_t making_ = 0;   // of these, making it
   int64_t asked_ = 0;    // times that one needed more text
+  int64_t first_words_ = 0;
 };
 
 }  // namespace minicpmo

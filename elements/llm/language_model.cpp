@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "cuda/language_runner.h"
-#include "engine/speech_gate.h"
 #include "engine/stage_scope.h"
 #include "engine/torch_tensor.h"
 
@@ -25,6 +24,9 @@ constexpr int64_t kSlice = 512;
 static_assert(kSlice <= cuda::LanguageRunner::kMaxRows);
 // A turn is refused unless an answer of so many tokens has room behind it.
 constexpr int64_t kAnswerReserve = 16;
+// Bursts of three tokens before other answers' later words may go on: as many as speech usually
+// begins with, and the one beside the first codes.
+constexpr int kFirstBursts = 4;
 
 Error cancelled() {
   return {ErrorCode::kCancelled, "cancelled", kWhat};
@@ -106,6 +108,7 @@ void LanguageSession::begin_session() {
   queue_.clear();
   queued_rows_ = 0;
   answer_.reset();
+  first_words_.reset();
   forget_snapshots();
   if (sessions_ == 0 || options_due()) {
     session_options_ = options_;
@@ -251,6 +254,7 @@ Result<void> LanguageSession::prefill(const std::function<Feed(const Conversatio
   }
   conversation_ = std::move(next);
   answer_.reset();
+  first_words_.reset();
   return {};
 }
 
@@ -308,6 +312,9 @@ Result<void> LanguageSession::start_answer(const CancelFlag& cancel) {
       return Error{ErrorCode::kFailed, "language model: there is nothing to answer", kWhat};
     if (cancel.is_set()) return cancelled();
     const Feed feed = conversation_.answer_prompt();
+    const at::Device device = weights_->device.device;
+    if (device.is_cuda()) first_words_.emplace(SpeechGate::of_device(device.index()));
+    bursts_ = 0;
     auto pieces = queue_;
     pieces.push_back({feed, {}});
     ASSIGN_OR_RETURN(const at::Tensor hidden, read(pieces, feed.rows(), cancel));
@@ -351,10 +358,12 @@ Result<Burst> LanguageSession::next_burst(const CancelFlag& cancel) {
       return Error{ErrorCode::kFailed, "language model: no answer is under way", kWhat};
     const at::Device device = weights_->device.device;
     SpeechGate* const gate = device.is_cuda() ? &SpeechGate::of_device(device.index()) : nullptr;
+    if (gate != nullptr && !first_words_) gate->wait_for_first_words();
     if (gate != nullptr && !answer_->speaker.defined()) gate->wait(speech_asked_);
     // Until the burst is whole nothing of it counts: a cancelled or failed call can be made again.
     ASSIGN_OR_RETURN(Draft draft, draft_burst(cancel));
     if (gate != nullptr) speech_asked_ = gate->asked();
+    if (++bursts_ == kFirstBursts || draft.finish != FinishReason::kNone) first_words_.reset();
     Burst burst = conversation_.accept_burst(std::move(draft.ids), draft.finish);
     decoder_->cache().set_length(conversation_.length());
     if (answer_->speaker.defined()) burst.speaker = wrap_tensor(answer_->speaker.to(at::kCPU));
@@ -370,6 +379,7 @@ void LanguageSession::interrupt(int64_t heard_bytes) {
   conversation_.interrupt(heard_bytes);
   if (conversation_.turn_open()) return;
   answer_.reset();
+  first_words_.reset();
   cut_cache();
   if (before_interruption_) return;
   before.valid_rows = conversation_.length();
@@ -409,6 +419,7 @@ Result<void> LanguageSession::restore(Snapshot snapshot, const CancelFlag& cance
   }
   conversation_ = std::move(snapshot.conversation);
   answer_ = std::move(snapshot.answer);
+  first_words_.reset();
   cut_cache();
   return {};
 }
@@ -418,6 +429,7 @@ void LanguageSession::reopen_turn() {
   conversation_ = std::move(*before_answer_);
   forget_snapshots();
   answer_.reset();
+  first_words_.reset();
   cut_cache();
   --answers_;  // as if there had been none
 }

@@ -17,6 +17,7 @@
 #include "engine/config.h"
 #include "engine/gpu_timer.h"
 #include "engine/sampling.h"
+#include "engine/speech_gate.h"
 #include "engine/stage_device.h"
 #include "engine/tokenizer.h"
 #include "engine/transformer.h"
@@ -138,6 +139,8 @@ class LanguageSession final : public LanguageModel {
   std::optional<Snapshot> before_interruption_, before_turn_;
   std::optional<Conversation> before_answer_;
   int64_t speech_asked_ = 0;  // SpeechGate::asked() when the last burst was handed out
+  std::optional<SpeechGate::FirstWords> first_words_;  // on a GPU, until speech can begin
+  int bursts_ = 0;                                     // of this answer
   uint64_t answers_ = 0;
   int64_t sessions_ = 0;
   TokenHook hook_;

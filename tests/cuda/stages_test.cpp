@@ -21,6 +21,7 @@
 #include "audioenc/audio_encoder.h"
 #include "backend/cuda_devices.h"
 #include "backend/device.h"
+#include "engine/speech_gate.h"
 #include "engine/stage_scope.h"
 #include "engine/torch_tensor.h"
 #include "llm/language_model.h"
@@ -528,6 +529,30 @@ TEST_F(CudaStages, OthersBeginWhileOneAnswers) {
   } while (!done);
   others.join();
   std::printf("%d answers meanwhile\n", rounds);
+}
+
+// While another answer's first words are made: its own are made at once, later ones wait.
+TEST_F(CudaStages, LaterWordsWaitForFirstWordsOfOthers) {
+  const auto language = must(new_language_model(cuda_.language, greedy()));
+  const CancelFlag cancel;
+  for (const TensorPtr& rows : encode(cuda_, question()))
+    ASSERT_TRUE(language->prefill_audio(*rows, cancel).ok());
+  ASSERT_TRUE(language->start_answer(cancel).ok());
+  const SpeechGate::FirstWords others(SpeechGate::of_device(0));
+  std::vector<double> ms;
+  for (FinishReason finish = FinishReason::kNone; finish == FinishReason::kNone;) {
+    const auto begin = std::chrono::steady_clock::now();
+    finish = must(language->next_burst(cancel)).finish;
+    ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
+                     .count());
+  }
+  ASSERT_GT(ms.size(), 5u);
+  for (size_t i = 0; i < ms.size(); ++i) {
+    if (i < 4)
+      EXPECT_LT(ms[i], 40) << i;
+    else
+      EXPECT_GE(ms[i], 40) << i;
+  }
 }
 
 // Out of memory.

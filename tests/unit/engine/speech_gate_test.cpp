@@ -12,10 +12,15 @@ namespace {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-double waited_ms(SpeechGate& gate, int64_t asked) {
+template <class Body>
+double took_ms(Body&& body) {
   const auto start = Clock::now();
-  gate.wait(asked);
+  body();
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+double waited_ms(SpeechGate& gate, int64_t asked) {
+  return took_ms([&] { gate.wait(asked); });
 }
 
 TEST(SpeechGate, IsOpenWhileNobodyWaitsForSound) {
@@ -53,6 +58,29 @@ TEST(SpeechGate, NobodyIsHeldUpForLong) {
   SpeechGate::FirstSound sound(gate);
   const SpeechGate::FirstSound::Making making(sound);
   const double waited = waited_ms(gate, gate.asked());
+  EXPECT_GE(waited, 40);
+  EXPECT_LT(waited, 2000);
+}
+
+TEST(SpeechGate, LaterWordsWaitForFirstWords) {
+  SpeechGate gate;
+  EXPECT_LT(took_ms([&] { gate.wait_for_first_words(); }), 40);
+  std::optional<SpeechGate::FirstWords> first(std::in_place, gate), second(std::in_place, gate);
+  std::thread others([&] {
+    std::this_thread::sleep_for(milliseconds(10));
+    first.reset();
+    std::this_thread::sleep_for(milliseconds(10));
+    second.reset();
+  });
+  EXPECT_GE(took_ms([&] { gate.wait_for_first_words(); }), 15);
+  others.join();
+  EXPECT_LT(took_ms([&] { gate.wait_for_first_words(); }), 40);
+}
+
+TEST(SpeechGate, LaterWordsAreNotHeldUpForLong) {
+  SpeechGate gate;
+  const SpeechGate::FirstWords first(gate);
+  const double waited = took_ms([&] { gate.wait_for_first_words(); });
   EXPECT_GE(waited, 40);
   EXPECT_LT(waited, 2000);
 }
