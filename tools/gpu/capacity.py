@@ -9,7 +9,8 @@ a pause. More and more of them call; those who called stay. What each turn took 
     spare_ms     how long before it was to be played the latest part of the sound came (the first one left out); negative: too late
 
 Capacity is the largest number of calls up to which the 95th percentile stays within 1.5 times the median of one call alone and
-95 % of the answers have no underrun. The last call, one more than --max-calls, has to be refused with 503.
+95 % of the answers have no underrun. With --guests others come meanwhile, ask one question each and hang up: what their coming
+costs those who are there. The last call, one more than --max-calls, has to be refused with 503.
 
     capacity.py --server COMMAND --calls 1,2,4,8 --json FILE      measures (GPU host: tools/gpu/run capacity)
     capacity.py --plot IMAGE FILE...                              draws (PNG or SVG), prints the table of several runs together
@@ -42,6 +43,10 @@ TIMES = "first_ms", "voice_ms"
 GROWTH = 1.5  # what the 95th percentile may be of the median of one call
 CLEAN = 0.95  # of the answers
 UNDERRUN_MS = 1.0  # what counts as one
+PACE_S = 0.6  # between two that begin to call
+GUEST = 10000  # the first one's number
+EVERY_S = 3.0  # that one comes
+COMING_MS = 1000  # after a guest's coming: the turns that are told apart
 
 
 def voiced(samples) -> int:
@@ -161,19 +166,20 @@ def told(turn: dict, caller: int, failure: str, reply: str) -> dict:
 # ---------------------------------------------------------------- callers, some in each process
 
 async def talk(number: int, options: argparse.Namespace, stop: asyncio.Event, out) -> None:
+    """Until `stop`; a guest asks once."""
     from socket_client import samples_of
     random_ = random.Random(f"{options.seed}/{number}")
     sounds = [(q, samples_of(ROOT / "tools/tiny/samples" / q)) for q in QUESTIONS]
     begin = time.monotonic()
     try:
         async with caller_class()(options.url) as caller:
-            out.put(dict(opened=number, ms=1000 * (time.monotonic() - begin)))
+            out.put(dict(opened=number, at=begin, ms=1000 * (time.monotonic() - begin)))
             await asyncio.sleep(random_.uniform(0.5, 3.0))
             while not stop.is_set():
                 name, samples = random_.choice(sounds)
                 turn = await caller.ask_and_hear(samples, name)
                 out.put(told(turn, number, caller.failure, options.reply))
-                if caller.failure:
+                if caller.failure or number >= GUEST:
                     return
                 await asyncio.sleep(random_.uniform(*PAUSE_S))
     except Exception as e:  # noqa: BLE001  a refused or broken call is a result
@@ -271,6 +277,7 @@ class Run:
         self.turns: list[dict] = []
         self.opened: dict[int, dict] = {}
         self.levels: list[dict] = []
+        self.guest = GUEST - 1
         self.lines = open(self.path.with_suffix(".jsonl"), "w", buffering=1)
         self.server = Server(options, self.path.with_suffix(".log"))
         options.url = self.server.url
@@ -304,12 +311,16 @@ class Run:
         self.listen(time.monotonic() + 20, lambda: number in self.opened)
         return self.opened.get(number, {"failed": "the server did not answer within 20 s"})
 
+    def residents(self) -> int:
+        return sum(n < GUEST for n in self.opened)
+
     def level(self, calls: int) -> bool:
         """Whether it was measured to its end."""
-        for number in range(len(self.opened), calls):
+        for number in range(self.residents(), calls):
             if "failed" in (found := self.call(number)):
                 self.levels.append(dict(calls=calls, failed=found["failed"]))
                 return False
+            self.listen(time.monotonic() + PACE_S)
         # Each has had one answer, which is not counted.
         first = time.monotonic()
         self.listen(first + 30, lambda: {t["caller"] for t in self.turns} >= set(range(calls)))
@@ -324,18 +335,32 @@ class Run:
         for turn in seen:
             turn.setdefault("calls", calls)
         print(line(self.levels[-1], [t for t in self.turns if t.get("calls") == calls]), flush=True)
+        if calls in self.options.guests:
+            self.guests(calls)
         self.save()
         return self.server.process.poll() is None
 
+    def guests(self, calls: int) -> None:
+        """Others come while `calls` talk."""
+        begin = time.monotonic()
+        while time.monotonic() < begin + self.options.seconds and self.left() > 40:
+            self.guest += 1
+            self.orders[self.guest % len(self.orders)].put(self.guest)
+            self.listen(time.monotonic() + EVERY_S)
+        end = time.monotonic()
+        self.listen(end + 12)
+        for turn in self.turns:
+            if turn["at"] and begin <= turn["at"] <= end:
+                turn["beside"] = calls
+
     def refusal(self) -> dict:
         """One call more than --max-calls."""
-        begin = time.monotonic()
-        while len(self.opened) < self.options.max_calls and self.left() > 30:
-            if "failed" in self.call(len(self.opened)):
+        while self.residents() < self.options.max_calls and self.left() > 30:
+            if "failed" in self.call(self.residents()):
                 break
         begin = time.monotonic()
-        found = self.call(len(self.opened))
-        return dict(calls=len(self.opened) - 1, status=found.get("status"), ms=1000 * (time.monotonic() - begin))
+        found = self.call(self.residents())
+        return dict(calls=self.residents() - 1, status=found.get("status"), ms=1000 * (time.monotonic() - begin))
 
     def save(self, **more) -> None:
         import bench
@@ -447,11 +472,27 @@ def table(reports: list[dict]) -> str:
     starts = sorted(o["ms"] for r in reports for o in r["opened"] if "ms" in o)
     if starts:
         lines.append(f"a call is open after {figures.percentile(starts, 0.5):.0f} ms (p50), {starts[-1]:.0f} ms (longest)")
-    during = [t for r in reports for t in good(r["turns"]) if "calls" not in t and t.get("first_ms") is not None]
+    for calls in sorted({t["beside"] for r in reports for t in r["turns"] if "beside" in t}):
+        lines += beside(reports, calls)
+    during = [t for r in reports for t in good(r["turns"]) if "calls" not in t and "beside" not in t and t.get("first_ms") is not None]
     if found := figures.summary(during, "first_ms"):
         lines.append(f"turns while others began to call, and first turns: {found['turns']}, first sound p50 {found['median']:.1f}, p95 {found['p95']:.1f}, "
                      f"longest {found['max']:.1f} ms; clean {percent(during):.1f} %")
     return "\n".join(lines)
+
+
+def beside(reports: list[dict], calls: int) -> list[str]:
+    """What guests had, what those had who were there, and of these the turns just after a guest's coming."""
+    lines = []
+    came = [o["at"] for r in reports for o in r["opened"] if o["opened"] >= GUEST and "at" in o]
+    turns = [t for r in reports for t in r["turns"] if t.get("beside") == calls]
+    guests, others = [t for t in turns if t["caller"] >= GUEST], [t for t in turns if t["caller"] < GUEST]
+    near = [t for t in others if any(-50 < 1000 * (t["at"] - at) < COMING_MS for at in came)]
+    for who, those in (("guests", guests), ("the others", others), ("of these, just after a guest came", near)):
+        if found := figures.summary(good(those), "first_ms"):
+            lines.append(f"{calls} calls, one more every {EVERY_S:.0f} s, {who}: {found['turns']} turns, {len(those) - found['turns']} wrong, first sound "
+                         f"p50 {found['median']:.1f}, p95 {found['p95']:.1f}, longest {found['max']:.1f} ms; clean {percent(good(those)):.1f} %")
+    return lines
 
 
 def draw(reports: list[dict], path: str) -> None:
@@ -495,6 +536,8 @@ def main() -> int:
     parser.add_argument("--calls", default="1,2,4,8", type=lambda text: sorted({int(n) for n in text.split(",")}),
                         help="numbers of calls at once, with commas (default 1,2,4,8)")
     parser.add_argument("--max-calls", type=int, help="of the server (default: the largest of --calls)")
+    parser.add_argument("--guests", default="", type=lambda text: {int(n) for n in text.split(",") if n},
+                        help="the numbers of calls beside which others come and go, for as long again")
     parser.add_argument("--seconds", type=float, default=45, help="for each number of calls (one call alone: twice; default 45)")
     parser.add_argument("--deadline", type=float, default=480, help="seconds that all may take (default 480)")
     parser.add_argument("--load-limit", type=float, default=120, help="seconds that the server may load (default 120)")
