@@ -9,7 +9,7 @@
 Read where these commands run, so that they hold for one deployment:
 
     MINICPMO_GPU              A10G (default), L4, L40S, A100-40GB, A100-80GB, H100
-    MINICPMO_MAX_CALLS        calls a container (default: by the GPU's memory, see CALLS)
+    MINICPMO_MAX_CALLS        calls a container (default: by the GPU's memory and speed, see CALLS)
     MINICPMO_MIN_CONTAINERS   containers kept warm (default 0: none costs anything while nobody calls)
     MINICPMO_MAX_CONTAINERS   at most (default 4)
     MINICPMO_REGION           Modal's routing region (default us-east)
@@ -35,9 +35,12 @@ MODEL = f"{WEIGHTS}/MiniCPM-o-2_6"
 # GB of memory. The weights and the first call take 18 GB, each further call 1.5 GB (PERF.md); one call's room stays free.
 MEMORY_GB = {"A10G": 24, "L4": 24, "L40S": 48, "A100-40GB": 40, "A100-80GB": 80, "H100": 80}
 FIRST_CALL_GB, NEXT_CALL_GB = 18.0, 1.5
-# Larger GPUs have room for more; how many they are fast enough for has not been measured.
-MOST_CALLS = 8
-CALLS = {gpu: min(MOST_CALLS, int((gb - FIRST_CALL_GB) / NEXT_CALL_GB)) for gpu, gb in MEMORY_GB.items()}
+# GB/s of the data sheets. An H200 (4800) answered 48 calls in time (PERF.md); for these GPUs, which were not measured, as many
+# fewer as their memory is slower: most of the work is reading the weights.
+BANDWIDTH = {"A10G": 600, "L4": 300, "L40S": 864, "A100-40GB": 1555, "A100-80GB": 2039, "H100": 3350}
+MEASURED_CALLS, MEASURED_BANDWIDTH = 48, 4800
+CALLS = {gpu: max(1, min(int((gb - FIRST_CALL_GB) / NEXT_CALL_GB), MEASURED_CALLS * BANDWIDTH[gpu] // MEASURED_BANDWIDTH))
+         for gpu, gb in MEMORY_GB.items()}
 # Requests that are no calls: the page, its files, signalling, probes.
 OTHER_REQUESTS = 8
 

@@ -83,7 +83,8 @@ class App(unittest.TestCase):
         # 18 GB with the first call, 1.5 GB for each further one: there is room for one more than are allowed.
         for gpu, calls in self.module.CALLS.items():
             self.assertLessEqual(18 + 1.5 * calls, self.module.MEMORY_GB[gpu], gpu)
-            self.assertGreaterEqual(calls, 1)
+            self.assertLessEqual(calls / self.module.BANDWIDTH[gpu], 48 / 4800, gpu)
+        self.assertEqual(self.module.CALLS, {"A10G": 4, "L4": 3, "L40S": 8, "A100-40GB": 14, "A100-80GB": 20, "H100": 33})
 
     def test_volume(self):
         self.assertEqual(self.loaded.volumes, [("gst-minicpmo-weights", {"create_if_missing": True})])
