@@ -204,6 +204,7 @@ def callers(options: argparse.Namespace, orders, out) -> None:
 class Server:
     def __init__(self, options: argparse.Namespace, log: pathlib.Path):
         words = [*shlex.split(options.server), "--port", "0", "--max-calls", str(options.max_calls), "--offers-per-minute", "100000",
+                 "--late-pause", "0",  # to find the limit it has to be passed
                  "--device", options.device, *(["--model", options.model] if options.model else []),
                  *(["--max-codes", str(options.max_codes)] if options.max_codes else [])]
         self.lines: list[str] = []
