@@ -286,6 +286,14 @@ bool Server::admitted(SoupServerMessage* message, const std::string& path) {
            "without a token this server answers to localhost and its addresses only");
     return false;
   }
+  // libsoup would say "100 Continue", which HTTP/1.0 does not know (RFC 9110, section 15.2).
+  SoupMessageHeaders* const headers = soup_server_message_get_request_headers(message);
+  if (soup_server_message_get_http_version(message) == SOUP_HTTP_1_0 &&
+      (soup_message_headers_get_expectations(headers) & SOUP_EXPECTATION_CONTINUE) != 0) {
+    refuse(message, SOUP_STATUS_EXPECTATION_FAILED, "expectation_failed",
+           "HTTP/1.0 has no 100 Continue: send the request without Expect");
+    return false;
+  }
   if (!body_allowed(message, path)) return false;
   const bool calls = is_offer_path(path) || path.starts_with(kCalls) || path == kRealtime;
   if (!calls && path != "/metrics") return true;
@@ -338,7 +346,8 @@ void Server::handle(SoupServerMessage* message, const std::string& path) {
   common_headers(message);
   if (method == "OPTIONS") {
     set_header(message, "Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-    set_header(message, "Access-Control-Allow-Headers", "Authorization, Content-Type");
+    // Clients send more than is read (OpenAI's library its version). "*" leaves Authorization out.
+    set_header(message, "Access-Control-Allow-Headers", "Authorization, Content-Type, *");
     set_header(message, "Access-Control-Max-Age", "600");
     return soup_server_message_set_status(message, SOUP_STATUS_NO_CONTENT, nullptr);
   }

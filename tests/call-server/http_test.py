@@ -3,6 +3,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -168,6 +169,21 @@ class Signalling(OneServer):
         self.server.request("DELETE", headers["Location"], Origin=own)
         self.assertNotIn("Access-Control-Allow-Origin", self.server.request("OPTIONS", "/whip", Origin="https://evil.example")[1])
 
+    def test_a_page_elsewhere_that_may_call(self):
+        """What browsers ask before OpenAI's library may call; its headers are more than a page's own."""
+        asks = {"Origin": "https://page.example", "Access_Control_Request_Method": "POST",
+                "Access_Control_Request_Headers": "authorization,content-type,x-openai-agents-sdk"}
+        with Server("--token", "secret-of-16-chars", "--origin", "https://page.example") as server:
+            status, headers, _ = server.request("OPTIONS", "/v1/realtime/calls", **asks)
+            self.assertEqual((status, headers["Access-Control-Allow-Origin"]), (204, "https://page.example"))
+            # "*" does not stand for Authorization, and is not known to every browser.
+            self.assertEqual(headers["Access-Control-Allow-Headers"].split(", "), ["Authorization", "Content-Type", "*"])
+            self.assertIn("POST", headers["Access-Control-Allow-Methods"].split(", "))
+            status, headers, _ = server.request("POST", "/v1/realtime/calls?model=gpt-realtime", offer(), Origin="https://page.example",
+                                                Authorization="Bearer secret-of-16-chars", X_OpenAI_Agents_SDK="0.1", **SDP)
+            self.assertEqual(status, 201)
+            self.assertIn("Location", headers["Access-Control-Expose-Headers"])
+
     def test_an_answer_that_is_never_used(self):
         before = self.server.metric("minicpmo_calls_total", 'end="unconnected"')
         self.call()
@@ -232,6 +248,8 @@ class Abuse(OneServer):
             "too many headers": (None, get + b"X: a\r\n" * 100000 + b"\r\n"),
             "HTTP/1.0": (200, b"GET /healthz HTTP/1.0\r\n" + host + b"\r\n"),
             "HTTP/1.0 without a host": (403, b"GET /healthz HTTP/1.0\r\n\r\n"),
+            "an expectation in HTTP/1.0": (417, b"POST /whip HTTP/1.0\r\n" + host + kind + b"Expect: 100-continue\r\n" + length + b"\r\n" + body),
+            "an expectation that there is not": (417, post + b"Expect: 200-ok\r\n" + length + b"\r\n" + body),
             "HTTP/2": (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
             "three at once": (200, (get + b"\r\n") * 3),
             "NUL in the path": (400, b"GET /healthz\0 HTTP/1.1\r\n" + host + b"\r\n"),
@@ -245,7 +263,7 @@ class Abuse(OneServer):
         wrong = {}
         for name, (status, request) in cases.items():
             reply = self.server.raw(request)
-            whole = reply.count(b"HTTP/1.") == 1 and reply.split()[1] == str(status).encode()
+            whole = len(re.findall(rb"(?m)^HTTP/1\.", reply)) == 1 and reply.split()[1] == str(status).encode()
             if not (whole if status else reply == b""):
                 wrong[name] = reply
         self.assertEqual(wrong, {})
@@ -329,6 +347,36 @@ class Others(unittest.TestCase):
                         ended = True
             self.assertTrue(ended)
             self.assertEqual(server.request("GET", "/healthz")[0], 200)
+
+    def test_more_slow_clients_than_connections(self):
+        """512 may be open: whoever comes then is cut off at once, and the slow ones are after 20 s."""
+        with Server() as server:
+            place = urllib.parse.urlsplit(server.url)
+            files = server.usage()[1]
+
+            def come():
+                s = socket.create_connection((place.hostname, place.port), 60)
+                s.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
+                return s
+
+            def cut_off(s):
+                try:
+                    return s.recv(1000) == b""
+                except ConnectionResetError:
+                    return True
+            slow, begin = [], time.monotonic()
+            for _ in range(512):
+                slow.append(come())
+                while server.usage()[1] < files + len(slow) and time.monotonic() < begin + 15:  # few may wait to be accepted
+                    time.sleep(0.001)
+            late = [come() for _ in range(8)]
+            self.assertTrue(all(map(cut_off, late)))
+            self.assertEqual(server.usage()[1], files + len(slow))
+            self.assertTrue(all(map(cut_off, slow)))
+            self.assertEqual(server.request("GET", "/healthz")[0], 200)
+            for s in slow + late:
+                s.close()
+            self.assertLessEqual(server.usage()[1], files + 2)
 
     def test_going_down_refuses_and_ends(self):
         server = Server("--drain-timeout", "5")
