@@ -120,7 +120,8 @@ CallCallbacks Call::callbacks() {
 }
 
 void Call::start(const std::string& sdp, const std::string& config) {
-  config_ = config;
+  // What is wrong with it is told when there is a channel.
+  if (!config.empty() && !session_->configure(config).empty()) config_ = config;
   watch_.start(kWatchMs, [this] { watch(); });
   peer_->start(sdp);
 }

@@ -377,13 +377,17 @@ RealtimeSession::RealtimeSession(CallControl& control, RealtimeOptions options)
 RealtimeSession::~RealtimeSession() = default;
 
 std::string RealtimeSession::configure(std::string_view session) {
-  Json object;
-  RealtimeConfig changed = state_->config;
-  auto bad = parse_object(session, state_->options.max_message_bytes, object);
-  if (!bad) bad = read_session(object, state_->options.voices, changed);
-  if (bad) return bad->message;
-  state_->apply(changed);
-  return "";
+  try {
+    Json object;
+    RealtimeConfig changed = state_->config;
+    auto bad = parse_object(session, state_->options.max_message_bytes, object);
+    if (!bad) bad = read_session(object, state_->options.voices, changed);
+    if (bad) return bad->message;
+    state_->apply(changed);
+    return "";
+  } catch (const std::exception& failure) {
+    return failure.what();
+  }
 }
 
 void RealtimeSession::opened() {

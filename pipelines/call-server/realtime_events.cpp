@@ -33,18 +33,26 @@ MaybeError read_turn_detection(const Json& value, const std::string& path,
   if (!value.is_object()) return wrong_type(path, "an object or null");
   const std::string inner = path + ".";
   const auto type = value.find("type");
-  if (type != value.end() && *type != "server_vad")
+  // What OpenAI's own client library asks for by itself: there is one kind of detection.
+  const bool semantic = type != value.end() && *type == "semantic_vad";
+  if (type != value.end() && *type != "server_vad" && !semantic)
     return error("invalid_value", inner + "type",
-                 "'" + inner + "type' must be \"server_vad\", not " + excerpt(type->dump()) + ".");
-  if (auto bad = check_members(
-          value, inner,
-          {{"type", Use::kRead},
-           {"threshold", Use::kRead},
-           {"prefix_padding_ms", Use::kRead},
-           {"silence_duration_ms", Use::kRead},
-           {"interrupt_response", Use::kRead},
-           {"create_response", Use::kRead},
-           {"idle_timeout_ms", Use::kRefused, "the server does not prompt silent users."}}))
+                 "'" + inner + "type' must be \"server_vad\" or \"semantic_vad\", not " +
+                     excerpt(type->dump()) + ".");
+  if (auto bad = semantic ? check_members(value, inner,
+                                          {{"type", Use::kRead},
+                                           {"eagerness", Use::kIgnored},
+                                           {"interrupt_response", Use::kRead},
+                                           {"create_response", Use::kRead}})
+                          : check_members(value, inner,
+                                          {{"type", Use::kRead},
+                                           {"threshold", Use::kRead},
+                                           {"prefix_padding_ms", Use::kRead},
+                                           {"silence_duration_ms", Use::kRead},
+                                           {"interrupt_response", Use::kRead},
+                                           {"create_response", Use::kRead},
+                                           {"idle_timeout_ms", Use::kRefused,
+                                            "the server does not prompt silent users."}}))
     return bad;
   bool create = true;
   if (auto bad = read_flag(value, inner, "create_response", create)) return bad;

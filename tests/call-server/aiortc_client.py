@@ -88,9 +88,9 @@ class Client:
         await self.connection.setLocalDescription(await self.connection.createOffer())
         return self.connection.localDescription.sdp
 
-    def post(self, sdp: str):
-        """status, headers, body"""
-        request = urllib.request.Request(self.url + self.path, sdp.encode(), {"Content-Type": "application/sdp", **self.headers})
+    def post(self, sdp: str, body: bytes | None = None, kind: str = "application/sdp"):
+        """status, headers, body. With `body`, that is sent instead of the offer."""
+        request = urllib.request.Request(self.url + self.path, body or sdp.encode(), {"Content-Type": kind, **self.headers})
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
                 return reply.status, dict(reply.headers), reply.read().decode()

@@ -322,8 +322,10 @@ const MessageCase kMessages[] = {
      "invalid_value", "session.audio.output.voice"},
     {R"({"type":"session.update","session":{"audio":{"output":{"speed":2}}}})", "invalid_value",
      "session.audio.output.speed"},
-    {R"({"type":"session.update","session":{"audio":{"input":{"turn_detection":{"type":"semantic_vad"}}}}})",
+    {R"({"type":"session.update","session":{"audio":{"input":{"turn_detection":{"type":"manual"}}}}})",
      "invalid_value", "session.audio.input.turn_detection.type"},
+    {R"({"type":"session.update","session":{"audio":{"input":{"turn_detection":{"type":"semantic_vad","threshold":0.5}}}}})",
+     "unknown_parameter", "session.audio.input.turn_detection.threshold"},
     {R"({"type":"session.update","session":{"audio":{"input":{"turn_detection":{"threshold":1.5}}}}})",
      "invalid_value", "session.audio.input.turn_detection.threshold"},
     {R"({"type":"session.update","session":{"audio":{"input":{"turn_detection":{"threshold":"NaN"}}}}})",
@@ -509,6 +511,23 @@ TEST(RealtimeAudio, Limits) {
   const size_t before = fast.asked.size();
   for (int i = 0; i < 300; ++i) fast.session.receive(block);
   EXPECT_EQ(fast.asked.size() - before, 300u) << "6 s of sound in a second";
+}
+
+// What OpenAI's library for JavaScript sends when the channel opens, if it is told nothing else.
+TEST(Realtime, SettingsThatClientsSendByThemselves) {
+  RealtimeClient client;
+  client.push_to_talk();
+  client.say(R"({"type":"session.update","event_id":"update_0","session":{"type":"realtime",
+      "instructions":"Sing.","model":"gpt-realtime","output_modalities":["audio"],"audio":{
+      "input":{"format":{"type":"audio/pcm","rate":24000},"noise_reduction":null,
+        "transcription":{"model":"gpt-4o-mini-transcribe"},"turn_detection":{"type":"semantic_vad",
+        "eagerness":"auto","interrupt_response":true}},
+      "output":{"format":{"type":"audio/pcm","rate":24000},"speed":1}}}})");
+  EXPECT_EQ(client.error(), "");
+  EXPECT_EQ(client.last("session.updated")["session"]["instructions"], "Sing.");
+  const json turns = client.last("session.updated")["session"]["audio"]["input"]["turn_detection"];
+  EXPECT_EQ(turns["type"], "server_vad") << "it is told what holds";
+  EXPECT_TRUE(client.turns.enabled);
 }
 
 TEST(Realtime, WhatIsEchoed) {
