@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 
+#include "fake_element.h"
 #include "main_thread.h"
 #include "peer.h"
 #include "server.h"
@@ -48,6 +49,9 @@ Result<std::shared_ptr<Peer>> Peer::make(const Settings&, const Offer& offer, Ca
   if (answers == Answers::kWithError && offer.data_channel)
     return Error{ErrorCode::kLibrary, "no webrtcbin", ""};
   std::shared_ptr<Peer> peer(new Peer(std::move(given)));
+  peer->has_channel_ = offer.data_channel;
+  peer->model_.reset(fake_element());
+  peer->turn_.reset(fake_element());
   most_peers = std::max(most_peers, ++peers);
   return peer;
 }
@@ -63,6 +67,9 @@ void Peer::start(const std::string&) {
     callbacks_.answered(answers == Answers::kWithError
                             ? Result<std::string>(Error{ErrorCode::kFailed, "no answer", ""})
                             : Result<std::string>("v=0\r\n"));
+    if (closed() || !has_channel_) return;
+    callbacks_.connected();
+    callbacks_.channel_open();
   };
   if (answers == Answers::kAtOnce)
     answer();
@@ -75,7 +82,10 @@ std::function<void()> Peer::say_goodbye(const std::string&) {
   return {};
 }
 
-void Peer::send(const std::string&) {}
+void Peer::send(const std::string& message) {
+  require(message.starts_with("{\"type\":\"") && message.ends_with("}"), "events are sent",
+          message);
+}
 void Peer::fail(const std::string&) {}
 bool Peer::is_transport(GstObject*) const {
   return false;
@@ -252,6 +262,9 @@ extern "C" const char* __lsan_default_suppressions() {
 }
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  g_setenv("GST_PLUGIN_SYSTEM_PATH_1_0", "", TRUE);  // none is needed
+  g_setenv("GST_REGISTRY_DISABLE", "yes", TRUE);
+  gst_init(nullptr, nullptr);
   g_log_set_writer_func(minicpmo::call_server::log_writer, nullptr, nullptr);
   return page_get_resource() == nullptr;
 }

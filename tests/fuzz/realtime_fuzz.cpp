@@ -17,7 +17,6 @@ using minicpmo::call_server::RealtimeSession;
 namespace {
 
 struct Call : minicpmo::call_server::CallControl {
-  // What goes out is an event with a type and an id; a response is over before the next begins.
   // What goes out is a whole event; a response is over before the next begins.
   void send(const std::string& text) override {
     if (!text.starts_with("{\"type\":\"") || !text.ends_with("}") ||
@@ -52,7 +51,7 @@ struct Call : minicpmo::call_server::CallControl {
 
 // A line that begins with a digit is something that happens in the call.
 bool happens(RealtimeSession& session, std::string_view line) {
-  if (line.empty() || line[0] < '0' || line[0] > '7') return false;
+  if (line.empty() || line[0] < '0' || line[0] > '9') return false;
   const uint64_t turn = line.size() > 1 ? line[1] & 3 : 0;
   const std::string_view text = line.substr(std::min<size_t>(2, line.size()));
   switch (line[0] - '0') {
@@ -78,9 +77,15 @@ bool happens(RealtimeSession& session, std::string_view line) {
       session.audio_stopped(turn);
       if (text.size() > 3) session.answer_audio(turn, text);
       break;
-    default:
+    case 7:
       session.answer_ended(turn, static_cast<AnswerEnd>(text.size() % 5), text,
                            text.substr(0, text.size() / 2));
+      break;
+    case 8:
+      session.failed(text);
+      break;
+    default:
+      session.turn_traced(turn, text);
   }
   return true;
 }
@@ -94,12 +99,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                  .voices = {"anna", "bert"},
                                  .max_message_bytes = 2048,
                                  .audio_events = size % 2 == 1,
+                                 .beta = size % 4 >= 2,
                                  .seconds = [&now] { return now += 0.015; }});
-  session.opened();
   std::string_view rest(reinterpret_cast<const char*>(data), size);
-  while (!rest.empty()) {
+  const auto next_line = [&rest] {
     const std::string_view line = rest.substr(0, rest.find('\n'));
     rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+    return line;
+  };
+  // The session that came with the offer.
+  if (rest.starts_with('s')) session.configure(next_line().substr(1));
+  session.opened();
+  while (!rest.empty()) {
+    const std::string_view line = next_line();
     if (!happens(session, line)) session.receive(line);
   }
   return 0;
