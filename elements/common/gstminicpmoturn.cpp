@@ -150,6 +150,19 @@ guint64 gst_minicpmo_query_turn_id(GstQuery* query) {
   return turn_id;
 }
 
+GstQuery* gst_minicpmo_query_new_next_turn(void) {
+  return gst_query_new_custom(GST_QUERY_CUSTOM, fields_of_turn(GST_MINICPMO_QUERY_NEXT_TURN, 0));
+}
+
+gboolean gst_minicpmo_query_is_next_turn(GstQuery* query) {
+  return GST_QUERY_TYPE(query) == GST_QUERY_CUSTOM &&
+         gst_structure_has_name(gst_query_get_structure(query), GST_MINICPMO_QUERY_NEXT_TURN);
+}
+
+void gst_minicpmo_query_set_turn_id(GstQuery* query, guint64 turn_id) {
+  gst_structure_set(gst_query_writable_structure(query), kTurnId, G_TYPE_UINT64, turn_id, nullptr);
+}
+
 void gst_minicpmo_query_set_heard_samples(GstQuery* query, guint64 samples, gboolean complete) {
   gst_structure_set(gst_query_writable_structure(query), kSamples, G_TYPE_UINT64, samples,
                     kComplete, G_TYPE_BOOLEAN, complete, nullptr);

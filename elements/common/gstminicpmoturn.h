@@ -19,6 +19,8 @@
 //   minicpmo/interrupt     heard-bytes (gint64 of the answer's text, -1: unknown). Stop answering.
 // Query, custom, asked downstream by the language model:
 //   minicpmo/heard         see gst_minicpmo_query_new_heard
+// Query, custom, asked upstream by the language model:
+//   minicpmo/next-turn     see gst_minicpmo_query_new_next_turn
 //
 // Streams without turn-start and turn-end (a file) are one turn that ends with EOS.
 #pragma once
@@ -38,6 +40,7 @@ G_BEGIN_DECLS
 #define GST_MINICPMO_EVENT_TURN_CONFIRM "minicpmo/turn-confirm"
 #define GST_MINICPMO_EVENT_TURN_RESUME "minicpmo/turn-resume"
 #define GST_MINICPMO_QUERY_HEARD "minicpmo/heard"
+#define GST_MINICPMO_QUERY_NEXT_TURN "minicpmo/next-turn"
 
 GstEvent* gst_minicpmo_event_new_turn_start(guint64 turn_id);
 GstEvent* gst_minicpmo_event_new_turn_end(guint64 turn_id);
@@ -76,6 +79,12 @@ gboolean gst_minicpmo_query_get_heard_samples(GstQuery* query, guint64* samples,
 void gst_minicpmo_query_set_heard_bytes(GstQuery* query, gint64 bytes);
 // -1: unknown.
 gint64 gst_minicpmo_query_get_heard_bytes(GstQuery* query);
+
+// Asks for the number of a turn that is not spoken: minicpmoturn, which numbers those that are,
+// sets the turn-id. Turns that begin later have greater numbers.
+GstQuery* gst_minicpmo_query_new_next_turn(void);
+gboolean gst_minicpmo_query_is_next_turn(GstQuery* query);
+void gst_minicpmo_query_set_turn_id(GstQuery* query, guint64 turn_id);
 
 typedef enum {
   GST_MINICPMO_TURN_CHUNK =

@@ -483,6 +483,10 @@ static gboolean on_push_text(GstMiniCpmoLlm* self, const gchar* text) {
     command.kind = LlmCommand::Kind::kMessage;
     command.text = repair.feed(text) + repair.finish();
     if (minicpmo::is_blank(command.text)) return FALSE;
+    // Before and after the spoken turns that there are, if somebody numbers those.
+    const minicpmo::QueryPtr number(gst_minicpmo_query_new_next_turn());
+    if (gst_pad_peer_query(self->sinkpad, number.get()))
+      command.turn_id = gst_minicpmo_query_turn_id(number.get());
     command.end = gst_element_get_current_running_time(GST_ELEMENT(self));
     return self->impl->worker.try_push(std::move(command));
   });

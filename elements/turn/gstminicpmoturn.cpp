@@ -54,6 +54,7 @@
 #include "common/gst_stream.h"
 #include "common/gstminicpmoelement.h"
 #include "common/gstminicpmoerror.h"
+#include "common/gstminicpmoturn.h"
 #include "common/guard.h"
 #include "turn/gstminicpmoturngate.h"
 #include "turn/gstminicpmoturnproperties.h"
@@ -141,6 +142,10 @@ static gboolean src_query(GstPad* pad, GstObject* parent, GstQuery* query) {
   if (GST_QUERY_TYPE(query) == GST_QUERY_LATENCY)
     return gst_minicpmo_element_query_latency(self->sinkpad, query,
                                               TurnGate::latency(self->gate->settings()));
+  if (gst_minicpmo_query_is_next_turn(query)) {
+    gst_minicpmo_query_set_turn_id(query, self->gate->take_number());
+    return TRUE;
+  }
   return gst_pad_query_default(pad, parent, query);
 }
 
@@ -241,7 +246,8 @@ static void gst_minicpmo_turn_class_init(GstMiniCpmoTurnClass* klass) {
   /**
    * GstMiniCpmoTurn::cancel-turn:
    *
-   * Throws the turn away, as if nothing had been said: no answer, and what it interrupted may go on.
+   * Throws the turn away, as if nothing had been said: no answer, and what it interrupted may go
+   * on.
    */
   signals[SIGNAL_CANCEL_TURN] = new_action(klass, "cancel-turn", G_CALLBACK(cancel_turn));
   gst_type_mark_as_plugin_api(GST_TYPE_MINICPMO_TURN_MODE, static_cast<GstPluginAPIFlags>(0));

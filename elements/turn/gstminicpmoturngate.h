@@ -55,6 +55,7 @@ class TurnGate {
   TurnSettings settings() const;
   void set_settings(const TurnSettings& settings);
   const TurnStats& stats() const { return stats_; }
+  guint64 take_number() { return output_.take_number(); }
   // How long a sample may be held back.
   static GstClockTime latency(const TurnSettings& settings);
 

@@ -76,7 +76,8 @@ void TurnOutput::reset(bool flushed) {
   discont_ = true;
   gap_duration_ = 0;
   open_ = held_ = false;
-  if (!flushed) turn_id_ = 0;
+  announced_ = 0;
+  if (!flushed) turn_id_ = last_number_ = 0;
 }
 
 GstClockTime TurnOutput::running_time(GstClockTime time) const {
@@ -147,14 +148,17 @@ void TurnOutput::push_due_events() {
 
 void TurnOutput::interrupt() {
   ++stats_.interrupts;
-  gst_pad_push_event(srcpad_, gst_minicpmo_event_new_barge_in(open_ ? turn_id_ : turn_id_ + 1));
+  // Turns that are not spoken may have had numbers since.
+  if (!open_ && (announced_ == 0 || announced_ != last_number_)) announced_ = take_number();
+  gst_pad_push_event(srcpad_, gst_minicpmo_event_new_barge_in(open_ ? turn_id_ : announced_));
 }
 
 void TurnOutput::start_turn(uint64_t begin, uint64_t speech, float probability) {
   drop_until(begin);
   push_gap();
   speech_begin_ = samples_.time_of(speech);
-  ++turn_id_;
+  const guint64 announced = std::exchange(announced_, 0);
+  turn_id_ = announced != 0 ? announced : take_number();
   ++stats_.turns;
   open_ = true;
   held_ = false;

@@ -56,6 +56,8 @@ class TurnOutput {
   void push_gap();
 
   bool in_turn() const { return open_; }
+  // From any thread: the number of a turn that is not spoken.
+  guint64 take_number() { return ++last_number_; }
   // A speculative end is out, and the audio waits.
   bool held() const { return held_; }
   // The end of the last voiced sample, in time.
@@ -84,7 +86,9 @@ class TurnOutput {
   GstClockTime gap_begin_ = 0;  // of the GAP event that is being collected
   GstClockTime gap_duration_ = 0;
 
-  guint64 turn_id_ = 0;  // of the last turn that began
+  std::atomic<guint64> last_number_{0};  // given to a turn, spoken or not
+  guint64 turn_id_ = 0;                  // of the last spoken turn that began
+  guint64 announced_ = 0;                // number of the one that begins, told with an interrupt
   bool open_ = false;
   bool held_ = false;
   guint chunk_ = 0;  // of this turn

@@ -113,6 +113,31 @@ class Calls(tap.RealtimeTestCase):
             return client
         self.assertEqual(run(call()).transcripts(), [OSLO])
 
+    def test_typed_and_spoken_questions(self):
+        """In any order, and a spoken one into the answer of a typed one."""
+        async def type_it(client):
+            client.send({"type": "conversation.item.create", "item": {
+                "type": "message", "role": "user", "content": [{"type": "input_text", "text": "What is the capital of Norway?"}]}})
+            client.send({"type": "response.create"})
+            await client.event("output_audio_buffer.started", len(client.of("output_audio_buffer.started")) + 1)
+
+        async def call():
+            client = Client(self.url)
+            await client.call()
+            await type_it(client)
+            await client.event("output_audio_buffer.stopped")
+            self.assertEqual(await client.ask(SAMPLES / "q01_cap.wav"), OSLO)
+            await type_it(client)
+            client.microphone.say(samples_of(SAMPLES / "q01_cap.wav"))
+            await client.event("response.done", 4)
+            await client.event("output_audio_buffer.stopped", 3)
+            await client.hang_up()
+            return client
+        client = run(call())
+        self.assertEqual([e["response"]["status"] for e in client.of("response.done")], ["completed", "completed", "cancelled", "completed"])
+        self.assertEqual(len(client.of("output_audio_buffer.cleared")), 1)
+        self.assertEqual([client.transcripts()[i] for i in (0, 1, 3)], [OSLO] * 3)
+
     def test_eight_calls_at_once(self):
         async def one():
             client = Client(self.url)

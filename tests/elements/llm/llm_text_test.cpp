@@ -282,6 +282,26 @@ TEST(MiniCpmoLlmText, PushTextIsAMessage) {
   EXPECT_FALSE(taken);
 }
 
+// minicpmoturn, which numbers the spoken ones, is asked for its number.
+TEST(MiniCpmoLlmText, PushTextIsATurnAmongSpokenOnes) {
+  FakeBackend backend;
+  LlmHarness h;
+  PadPtr sink(gst_element_get_static_pad(h.element(), "sink"));
+  gst_pad_add_probe(
+      sink.get(), GST_PAD_PROBE_TYPE_QUERY_UPSTREAM,
+      [](GstPad*, GstPadProbeInfo* info, gpointer) -> GstPadProbeReturn {
+        GstQuery* const query = GST_PAD_PROBE_INFO_QUERY(info);
+        if (!gst_minicpmo_query_is_next_turn(query)) return GST_PAD_PROBE_OK;
+        gst_minicpmo_query_set_turn_id(query, 7);
+        return GST_PAD_PROBE_HANDLED;
+      },
+      nullptr, nullptr);
+  gboolean taken = FALSE;
+  g_signal_emit_by_name(h.element(), "push-text", "Hi", &taken);
+  ASSERT_TRUE(h.log().wait_for("minicpmo/answer-end"));
+  EXPECT_EQ(h.log().all("minicpmo/answer-end")[0].turn_id, 7u);
+}
+
 TEST(MiniCpmoLlmText, PushTextIsRefusedWhenNothingRuns) {
   FakeBackend backend;
   LlmHarness h;

@@ -2,9 +2,11 @@
 // speech in a window whose mean amplitude is above 0.01.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
+#include "common/gstminicpmoturn.h"
 #include "elements/turn/turn_harness.h"
 
 namespace minicpmo::testing {
@@ -125,6 +127,26 @@ TEST_F(Turn, TheStartIsToldWithItsTimeAndProbability) {
                                 nullptr));
   EXPECT_EQ(time, 6 * kWindowTime);
   EXPECT_NEAR(probability, 0.95, 1e-6);
+}
+
+// Typed messages are turns, too: their numbers are asked for downstream.
+TEST_F(Turn, TurnsThatAreNotSpokenHaveNumbersOfTheirOwn) {
+  start();
+  PadPtr src(gst_element_get_static_pad(h_->element(), "src"));
+  const auto typed = [&src] {
+    const QueryPtr query(gst_minicpmo_query_new_next_turn());
+    EXPECT_TRUE(gst_pad_query(src.get(), query.get()));
+    return gst_minicpmo_query_turn_id(query.get());
+  };
+  EXPECT_EQ(typed(), 1u);
+  play("..........######.....");
+  EXPECT_EQ(typed(), 3u);
+  EXPECT_EQ(typed(), 4u);
+  play("..........######.....");
+  EXPECT_EQ(told("minicpmo/turn-start", "turn-id"), (std::vector<guint64>{2, 5}));
+  const Names all = story();
+  EXPECT_EQ(std::count(all.begin(), all.end(), "interrupt 2"), 1);
+  EXPECT_EQ(std::count(all.begin(), all.end(), "interrupt 5"), 1);
 }
 
 TEST_F(Turn, TimesAreRunningTimes) {
@@ -300,7 +322,8 @@ TEST_F(PushToTalk, ATurnMayBeThrownAway) {
   play("....");
   g_signal_emit_by_name(h_->element(), "cancel-turn");
   play("..");
-  EXPECT_EQ(story(), (Names{"interrupt 1", "turn-start 1", "audio 0-128 discont", "turn-cancel 1"}));
+  EXPECT_EQ(story(),
+            (Names{"interrupt 1", "turn-start 1", "audio 0-128 discont", "turn-cancel 1"}));
   EXPECT_EQ(stat("cancelled"), 1u);
 }
 
