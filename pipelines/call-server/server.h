@@ -37,6 +37,9 @@ class Server {
 
  private:
   struct Pending;  // an offer whose answer is being made
+  void watch_listener();
+  void stop_listening();
+  gboolean come_in();
   void begun(SoupServerMessage* message);
   void common_headers(SoupServerMessage* message);
   bool admitted(SoupServerMessage* message, const std::string& path);
@@ -60,6 +63,9 @@ class Server {
   Metrics metrics_;
   RateLimit offers_;
   SoupServer* soup_;
+  GSocket* listener_ = nullptr;
+  GSource* incoming_ = nullptr;  // while connections are accepted
+  Timer accept_again_;
   std::map<std::string, std::shared_ptr<Call>> calls_;
   int connections_ = 0;
   std::function<void()> drained_;

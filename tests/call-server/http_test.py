@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 import urllib.parse
@@ -347,6 +348,21 @@ class Others(unittest.TestCase):
                         ended = True
             self.assertTrue(ended)
             self.assertEqual(server.request("GET", "/healthz")[0], 200)
+
+    def test_no_more_descriptors(self):
+        """Whoever comes then waits until there are some."""
+        with tempfile.TemporaryDirectory() as folder:
+            few = pathlib.Path(folder, "few")
+            few.write_text('#!/bin/sh\nulimit -n 40\nexec "$CALL_SERVER" "$@"\n')
+            few.chmod(0o755)
+            with Server(program=str(few)) as server:
+                place = urllib.parse.urlsplit(server.url)
+                idle = [socket.create_connection((place.hostname, place.port), 60) for _ in range(60)]
+                wait_for(lambda: any("no connection can be accepted" in line for line in server.log), "it says so")
+                for s in idle:
+                    s.close()
+                self.assertEqual(server.request("GET", "/healthz")[0], 200)
+                self.assertLess(len([line for line in server.log if "can be accepted" in line]), 10)
 
     def test_more_slow_clients_than_connections(self):
         """512 may be open: whoever comes then is cut off at once, and the slow ones are after 20 s."""
