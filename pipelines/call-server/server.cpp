@@ -1,7 +1,5 @@
 #include "server.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sys/random.h>
 
 #include <algorithm>
@@ -17,9 +15,6 @@ namespace minicpmo::call_server {
 namespace {
 
 constexpr int kMostConnections = 512;
-constexpr int kBacklog = 128;
-constexpr unsigned kAcceptAgainMs = 1000;
-constexpr const char* kSocket = "minicpmo-socket";
 constexpr unsigned kRequestSeconds = 20;                         // for a whole request to come in
 constexpr guint kTooManyRequests = 429, kUpgradeRequired = 426;  // libsoup has no names for them
 constexpr const char* kSdp = "application/sdp";
@@ -62,8 +57,7 @@ void retry_after(SoupServerMessage* message, double seconds) {
 
 // Under the message's connection, if it came in at our port.
 GSocket* socket_of(SoupServerMessage* message) {
-  GSocketAddress* const remote = soup_server_message_get_remote_address(message);
-  return remote != nullptr ? G_SOCKET(g_object_get_data(G_OBJECT(remote), kSocket)) : nullptr;
+  return Listener::socket_of(soup_server_message_get_remote_address(message));
 }
 
 void cut(SoupServerMessage* message) {
@@ -209,92 +203,13 @@ Server::Server(const Settings& settings)
 
 Server::~Server() {
   for (const auto& [id, call] : std::map(calls_)) call->end("drained");
-  stop_listening();
-  g_clear_object(&listener_);
+  listener_.stop();
   soup_server_disconnect(soup_);
   g_object_unref(soup_);
 }
 
-// libsoup's own listener leaks the GSocket of each connection (3.2.3), and never accepts again
-// after it once could not.
 Result<void> Server::listen() {
-  const auto failed = [this](const GError* error) {
-    return Error{ErrorCode::kFailed,
-                 "cannot listen on " + settings_.address + ", port " +
-                     std::to_string(settings_.port) + ": " + error->message +
-                     "; choose another with --port",
-                 ""};
-  };
-  GSocketAddress* const address = g_inet_socket_address_new_from_string(
-      settings_.address.c_str(), static_cast<guint>(settings_.port));
-  if (address == nullptr) {
-    return Error{
-        ErrorCode::kSettings,
-        "--address " + settings_.address + ": not an IP address, such as 127.0.0.1 or ::", ""};
-  }
-  GError* raw = nullptr;
-  listener_ = g_socket_new(g_socket_address_get_family(address), G_SOCKET_TYPE_STREAM,
-                           G_SOCKET_PROTOCOL_TCP, &raw);
-  bool listening = listener_ != nullptr && g_socket_bind(listener_, address, TRUE, &raw);
-  g_object_unref(address);
-  if (listening) {
-    g_socket_set_blocking(listener_, FALSE);
-    g_socket_set_listen_backlog(listener_, kBacklog);
-    listening = g_socket_listen(listener_, &raw);
-  }
-  const GErrorPtr error(raw);
-  if (!listening) return failed(raw);
-  watch_listener();
-  return {};
-}
-
-void Server::watch_listener() {
-  incoming_ = g_socket_create_source(listener_, G_IO_IN, nullptr);
-  g_source_set_callback(incoming_,
-                        G_SOURCE_FUNC(+[](GSocket*, GIOCondition, gpointer self) -> gboolean {
-                          return static_cast<Server*>(self)->come_in();
-                        }),
-                        this, nullptr);
-  g_source_attach(incoming_, nullptr);
-}
-
-void Server::stop_listening() {
-  accept_again_.stop();
-  if (incoming_ != nullptr) g_source_destroy(incoming_);
-  g_clear_pointer(&incoming_, g_source_unref);
-}
-
-// FALSE: not for a while.
-gboolean Server::come_in() {
-  GError* raw = nullptr;
-  GSocket* socket = g_socket_accept(listener_, nullptr, &raw);
-  const GErrorPtr error(raw);
-  if (socket == nullptr) {
-    if (g_error_matches(raw, G_IO_ERROR, G_IO_ERROR_WOULD_BLOCK)) return TRUE;
-    // As a rule there are no more descriptors: asked again at once it would say the same.
-    g_warning("no connection can be accepted: %s; next try in %u ms", raw->message, kAcceptAgainMs);
-    stop_listening();
-    accept_again_.start(kAcceptAgainMs, [this] { watch_listener(); });
-    return FALSE;
-  }
-  g_socket_set_option(socket, IPPROTO_TCP, TCP_NODELAY, TRUE, nullptr);
-  GSocketAddress* const local = g_socket_get_local_address(socket, nullptr);
-  GSocketAddress* const peer = g_socket_get_remote_address(socket, nullptr);
-  if (local != nullptr && peer != nullptr) {  // it has not gone already
-    auto* const inet = G_INET_SOCKET_ADDRESS(peer);
-    // Not `peer`, which the socket holds.
-    GSocketAddress* const remote = g_inet_socket_address_new(
-        g_inet_socket_address_get_address(inet), g_inet_socket_address_get_port(inet));
-    g_object_set_data_full(G_OBJECT(remote), kSocket, g_object_ref(socket), g_object_unref);
-    GSocketConnection* const connection = g_socket_connection_factory_create_connection(socket);
-    accept(G_IO_STREAM(connection), local, remote);
-    g_object_unref(connection);
-    g_object_unref(remote);
-  }
-  if (local != nullptr) g_object_unref(local);
-  if (peer != nullptr) g_object_unref(peer);
-  g_object_unref(socket);
-  return TRUE;
+  return listener_.listen(settings_.address, settings_.port);
 }
 
 void Server::accept(GIOStream* stream, GSocketAddress* local, GSocketAddress* remote) {
@@ -302,15 +217,7 @@ void Server::accept(GIOStream* stream, GSocketAddress* local, GSocketAddress* re
 }
 
 std::string Server::url() const {
-  GSocketAddress* const address =
-      listener_ != nullptr ? g_socket_get_local_address(listener_, nullptr) : nullptr;
-  if (address == nullptr) return "";
-  auto* const inet = G_INET_SOCKET_ADDRESS(address);
-  const GCharPtr host(g_inet_address_to_string(g_inet_socket_address_get_address(inet)));
-  const bool v6 = g_socket_address_get_family(address) == G_SOCKET_FAMILY_IPV6;
-  const std::string port = std::to_string(g_inet_socket_address_get_port(inet));
-  g_object_unref(address);
-  return std::string("http://") + (v6 ? "[" : "") + host.get() + (v6 ? "]:" : ":") + port + "/";
+  return listener_.url();
 }
 
 // A request that does not come in within its time is cut off, and so are too many at once.

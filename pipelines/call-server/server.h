@@ -13,6 +13,7 @@
 #include "admission.h"
 #include "call.h"
 #include "common/result.h"
+#include "listener.h"
 #include "metrics.h"
 #include "settings.h"
 
@@ -37,9 +38,6 @@ class Server {
 
  private:
   struct Pending;  // an offer whose answer is being made
-  void watch_listener();
-  void stop_listening();
-  gboolean come_in();
   void begun(SoupServerMessage* message);
   void common_headers(SoupServerMessage* message);
   bool admitted(SoupServerMessage* message, const std::string& path);
@@ -63,9 +61,9 @@ class Server {
   Metrics metrics_;
   RateLimit offers_;
   SoupServer* soup_;
-  GSocket* listener_ = nullptr;
-  GSource* incoming_ = nullptr;  // while connections are accepted
-  Timer accept_again_;
+  Listener listener_{[this](GIOStream* stream, GSocketAddress* local, GSocketAddress* remote) {
+    accept(stream, local, remote);
+  }};
   std::map<std::string, std::shared_ptr<Call>> calls_;
   int connections_ = 0;
   std::function<void()> drained_;
