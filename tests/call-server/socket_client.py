@@ -68,8 +68,11 @@ class Client:
                 await asyncio.sleep(due - now)
             block, self.waiting = self.waiting[:BLOCK], self.waiting[BLOCK:]
             sent += BLOCK
-            if not self.muted or len(block):
-                await self.append(numpy.pad(block, (0, BLOCK - len(block))))
+            await self._send_block(block, due)
+
+    async def _send_block(self, block: numpy.ndarray, due: float) -> None:
+        if not self.muted or len(block):
+            await self.append(numpy.pad(block, (0, BLOCK - len(block))))
 
     async def append(self, samples: numpy.ndarray) -> None:
         await self.send({"type": "input_audio_buffer.append", "audio": base64.b64encode(samples.tobytes()).decode()})

@@ -59,8 +59,6 @@ def voiced(samples) -> int:
 def caller_class():
     from socket_client import BLOCK, RATE, Client
 
-    import numpy
-
     class Caller(Client):
         """Keeps times, not the sound."""
 
@@ -98,20 +96,12 @@ def caller_class():
             elif kind == "error":
                 self.failure = event["error"]["message"]
 
-        async def _speak(self):
-            start, sent = time.monotonic(), 0
-            silence = numpy.zeros(BLOCK, numpy.int16)
-            while not self.socket.closed:
-                due = start + sent / RATE
-                if (now := time.monotonic()) < due:
-                    await asyncio.sleep(due - now)
-                block, self.waiting = self.waiting[:BLOCK], self.waiting[BLOCK:]
-                sent += BLOCK
-                if 0 <= self.ends_in <= BLOCK:
-                    self.turn["voice"] = time.monotonic()
-                    self.turn["lag_ms"] = 1000 * (self.turn["voice"] - due)
-                await self.append(numpy.pad(block, (0, BLOCK - len(block))) if len(block) else silence)
-                self.ends_in -= BLOCK if self.ends_in >= 0 else 0
+        async def _send_block(self, block, due: float) -> None:
+            if 0 <= self.ends_in <= BLOCK:
+                self.turn["voice"] = time.monotonic()
+                self.turn["lag_ms"] = 1000 * (self.turn["voice"] - due)
+            await super()._send_block(block, due)
+            self.ends_in -= BLOCK if self.ends_in >= 0 else 0
 
         async def ask_and_hear(self, samples, name: str) -> dict:
             """One turn, heard to its end."""
