@@ -29,10 +29,10 @@ void SpeechGate::wait_for_first_words() {
   changed_.wait_for(lock, kToBegin, [&] { return first_words_ == 0; });
 }
 
-void SpeechGate::add(int64_t* counter, int64_t n) {
+void SpeechGate::add(int64_t SpeechGate::*counter, int64_t n) {
   {
     const std::lock_guard lock(mutex_);
-    *counter += n;
+    this->*counter += n;
   }
   changed_.notify_all();
 }

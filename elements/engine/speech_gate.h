@@ -18,42 +18,42 @@ class SpeechGate {
   // One for each GPU, never destroyed.
   static SpeechGate& of_device(int index);
 
-  // A speech model's answer that has made no sound yet.
-  class FirstSound {
+  // One more in a counter of the gate, as long as this is there.
+  class Counted {
    public:
-    explicit FirstSound(SpeechGate& gate) : gate_(gate) { gate_.add(&gate_.awaited_, 1); }
-    ~FirstSound() { gate_.add(&gate_.awaited_, -1); }
-    FirstSound(const FirstSound&) = delete;
-    FirstSound& operator=(const FirstSound&) = delete;
+    Counted(const Counted&) = delete;
+    Counted& operator=(const Counted&) = delete;
 
-    // It makes its first codes.
-    class Making {
-     public:
-      explicit Making(FirstSound& sound) : gate_(sound.gate_) { gate_.add(&gate_.making_, 1); }
-      ~Making() { gate_.add(&gate_.making_, -1); }
-      Making(const Making&) = delete;
-      Making& operator=(const Making&) = delete;
+   protected:
+    Counted(SpeechGate& gate, int64_t SpeechGate::*counter) : gate_(gate), counter_(counter) {
+      gate_.add(counter_, 1);
+    }
+    ~Counted() { gate_.add(counter_, -1); }
 
-     private:
-      SpeechGate& gate_;
-    };
-    // It has read all the text there is, and needs more.
-    void needs_text() { gate_.add(&gate_.asked_, 1); }
+    SpeechGate& gate_;
 
    private:
-    SpeechGate& gate_;
+    int64_t SpeechGate::*const counter_;
+  };
+
+  // A speech model's answer that has made no sound yet.
+  class FirstSound : Counted {
+   public:
+    explicit FirstSound(SpeechGate& gate) : Counted(gate, &SpeechGate::awaited_) {}
+
+    // It makes its first codes.
+    class Making : Counted {
+     public:
+      explicit Making(FirstSound& sound) : Counted(sound.gate_, &SpeechGate::making_) {}
+    };
+    // It has read all the text there is, and needs more.
+    void needs_text() { gate_.add(&SpeechGate::asked_, 1); }
   };
 
   // The first words of an answer, up to those that speech begins with.
-  class FirstWords {
+  class FirstWords : Counted {
    public:
-    explicit FirstWords(SpeechGate& gate) : gate_(gate) { gate_.add(&gate_.first_words_, 1); }
-    ~FirstWords() { gate_.add(&gate_.first_words_, -1); }
-    FirstWords(const FirstWords&) = delete;
-    FirstWords& operator=(const FirstWords&) = delete;
-
-   private:
-    SpeechGate& gate_;
+    explicit FirstWords(SpeechGate& gate) : Counted(gate, &SpeechGate::first_words_) {}
   };
 
   // To be kept by a language model with each burst that it hands out, and given to wait() before
@@ -69,7 +69,7 @@ class SpeechGate {
   // Three tokens, a second of speech, are still made in each 62 ms then, on an H100.
   static constexpr std::chrono::milliseconds kToBegin{50};
 
-  void add(int64_t* counter, int64_t n);
+  void add(int64_t SpeechGate::*counter, int64_t n);
 
   mutable std::mutex mutex_;  // guards the counters
   std::condition_variable changed_;
