@@ -30,12 +30,11 @@ std::string thread_name() {
   return name.data();
 }
 
-// A line of text; what is not UTF-8 must not throw.
+}  // namespace
+
 std::string line(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
-
-}  // namespace
 
 Outputs::~Outputs() {
   if (trace_) std::fputs("\n]\n", trace_.get());

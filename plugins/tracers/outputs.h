@@ -21,6 +21,9 @@ struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
+// As a line of text. What is not UTF-8 does not throw.
+std::string line(const nlohmann::json& value);
+
 class Outputs {
  public:
   Outputs() = default;

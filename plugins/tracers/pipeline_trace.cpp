@@ -59,11 +59,10 @@ std::pair<ElementPtr, GstMessage*> message_of(const Turn& turn, const nlohmann::
   const ElementInfo& first = turn.path->pads[static_cast<size_t>(turn.path->first)]->element;
   ElementPtr element(static_cast<GstElement*>(g_weak_ref_get(&first.element)));
   if (!element) return {};
-  const std::string line = told.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   GstMessage* const message = gst_message_new_element(
       GST_OBJECT(element.get()),
       gst_structure_new("minicpmo/turn-trace", "turn-id", G_TYPE_UINT64, turn.id, "report",
-                        G_TYPE_STRING, line.c_str(), nullptr));
+                        G_TYPE_STRING, line(told).c_str(), nullptr));
   return {std::move(element), message};
 }
 
